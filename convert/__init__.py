@@ -1,0 +1,1 @@
+"""`python -m convert SRC DST`: checkpoints from one format to another."""

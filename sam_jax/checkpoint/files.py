@@ -1,0 +1,267 @@
+"""Safetensors files and Orbax folders of this project, and reading of every format.
+
+This project's own file holds flat Flax names and, under "sam_jax" in its metadata, JSON with the
+format's version, the config and the model's name. Files are written beside their place and
+renamed; reading checks names and shapes strictly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from sam_jax.checkpoint import names
+from sam_jax.checkpoint.atomic import replacing
+from sam_jax.checkpoint.huggingface import decoder_heads
+from sam_jax.checkpoint.infer import infer_config, infer_own, same_shapes, sane
+from sam_jax.checkpoint.pth import read_pth
+from sam_jax.checkpoint.strict import CheckpointError, check
+from sam_jax.models.config import SamConfig
+
+FORMAT_VERSION = 1
+METADATA = "sam_jax"
+ORBAX_JSON = "sam_jax.json"
+ORBAX_TREE = "variables"
+HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+class Contents(NamedTuple):
+    """What a file or folder holds."""
+
+    variables: dict
+    """{"params", "buffers"} of float32 NumPy arrays, perhaps views of the mapped file."""
+    config: SamConfig
+    name: str | None
+    """The model's name, where the file gives it."""
+
+
+def config_to_json(config: SamConfig, name: str | None = None) -> str:
+    """A config and a name as the JSON that goes with this project's own formats."""
+    fields = dataclasses.asdict(config)
+    return json.dumps({"format_version": FORMAT_VERSION, "name": name, "config": fields})
+
+
+def config_from_json(text: str) -> tuple[SamConfig, str | None]:
+    """The inverse of `config_to_json`.
+
+    Raises:
+      CheckpointError: it is no such JSON, or was written by a newer version.
+    """
+    try:
+        document = json.loads(text)
+        version, name, fields = (document[k] for k in ("format_version", "name", "config"))
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"format_version: this sam_jax reads {FORMAT_VERSION}, the file has {version!r}; "
+                "install a newer sam_jax"
+            )
+        fields["global_blocks"] = tuple(fields["global_blocks"])
+        return sane(fields), name if isinstance(name, str) else None
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError) as error:
+        raise CheckpointError(f"its config is damaged: {error}") from error
+
+
+def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors as read-only views of the mapped file, and the metadata.
+
+    Raises:
+      CheckpointError: the file is damaged, or has numbers that NumPy lacks.
+    """
+    path = Path(path)
+    try:
+        with safe_open(path, framework="numpy") as file:  # checks the header against the file
+            metadata = file.metadata() or {}
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+    whole = np.memmap(path, np.uint8, "r")
+    start = 8 + int.from_bytes(whole[:8].tobytes(), "little")
+    header = json.loads(whole[8:start].tobytes())
+    tensors = {}
+    for name, spec in header.items():
+        if name == "__metadata__":
+            continue
+        if spec["dtype"] not in DTYPES:
+            raise CheckpointError(f"{path}: {name} has numbers of kind {spec['dtype']}, unknown")
+        begin, end = spec["data_offsets"]
+        data = whole[start + begin : start + end]
+        tensors[name] = data.view(DTYPES[spec["dtype"]]).reshape(spec["shape"])
+    return tensors, metadata
+
+
+def write_safetensors(
+    path: str | os.PathLike, variables: Mapping, config: SamConfig, name: str | None = None,
+    half: bool = False,
+) -> None:
+    """Writes this project's own file.
+
+    Args:
+      path: of the file.
+      variables: {"params", "buffers"} of the model.
+      config: of the model.
+      name: of the model.
+      half: store float16 numbers, read back as float32; for a file of half the size.
+
+    Raises:
+      CheckpointError: the variables are not those of the config.
+      ValueError: a number is beyond float16.
+    """
+    flat = {key: np.asarray(value) for key, value in names.flatten(variables).items()}
+    check(names.own_shapes(config), flat, "variables")
+    dtype = np.float16 if half else np.float32
+    with np.errstate(over="ignore"):
+        stored = {key: np.ascontiguousarray(value, dtype) for key, value in flat.items()}
+    lost = [k for k, v in flat.items() if np.isfinite(v).all() > np.isfinite(stored[k]).all()]
+    if lost:
+        raise ValueError(f"half: numbers beyond 65504, which float16 can't hold, in {lost}")
+    with replacing(path) as made:
+        save_file(stored, made, {METADATA: config_to_json(config, name)})
+
+
+def write_orbax(
+    path: str | os.PathLike, variables: Mapping, config: SamConfig, name: str | None = None
+) -> None:
+    """Writes an Orbax folder: `variables` by Orbax's StandardCheckpointer, the config beside it."""
+    import orbax.checkpoint as ocp
+
+    flat = {key: np.asarray(value, np.float32) for key, value in names.flatten(variables).items()}
+    check(names.own_shapes(config), flat, "variables")
+    with replacing(path) as made:
+        made.mkdir()
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(made.resolve() / ORBAX_TREE, names.unflatten(flat))
+        (made / ORBAX_JSON).write_text(config_to_json(config, name) + "\n")
+
+
+def _read_orbax(path: Path, expected: SamConfig | None) -> Contents:
+    import orbax.checkpoint as ocp
+
+    try:
+        own, name = config_from_json((path / ORBAX_JSON).read_text())
+        config = _agree(own, expected)
+        folder = path.resolve() / ORBAX_TREE
+        with ocp.StandardCheckpointer() as checkpointer:
+            stored = checkpointer.metadata(folder)
+            tree = getattr(stored, "item_metadata", stored)
+            tree = names.flatten(getattr(tree, "tree", tree) or {})
+            tree = {
+                key: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+                for key, leaf in tree.items()
+            }
+            # Orbax itself would cut or fill an array of another shape.
+            names.check_own(tree, config, str(path))
+            target = {key: np.empty(leaf.shape, np.float32) for key, leaf in tree.items()}
+            variables = checkpointer.restore(folder, names.unflatten(target))
+    except CheckpointError as error:
+        raise _within(path, error) from error
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: is damaged or no Orbax folder ({first})") from error
+    return Contents(variables, config, name)
+
+
+def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
+    """Reads whatever checkpoint is at `path`: .pth, .safetensors, Orbax or Hugging Face folder.
+
+    Args:
+      path: of the file or folder. Tensors may have this project's, the released or Hugging Face's
+        names, in either kind of file.
+      config: what the model must be; by default the file is asked.
+
+    Raises:
+      CheckpointError: the file is damaged, hostile, or no such model.
+      ValueError: nothing is there, or no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / ORBAX_JSON).is_file():
+            return _read_orbax(path, config)
+        return _read_hf(path, config)
+    try:
+        if path.suffix != ".safetensors":
+            return _from_tensors(path, read_pth(path), {}, config)
+        return _from_tensors(path, *read_safetensors(path), config)
+    except FileNotFoundError as error:
+        raise ValueError(f"path: there is no file or folder {path}") from error
+    except OSError as error:
+        raise ValueError(f"path: can't read {path}: {error.strerror or error}") from error
+
+
+def _read_hf(path: Path, expected: SamConfig | None) -> Contents:
+    found = next((path / name for name in HF_WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        raise ValueError(
+            f"path: the folder {path} is no checkpoint: it has neither {ORBAX_JSON} (Orbax) nor "
+            f"model.safetensors (Hugging Face)"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    if found.suffix == ".json":
+        try:
+            shards = set(json.loads(found.read_text())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{found}: is damaged ({error})") from error
+        for shard in sorted(shards):
+            tensors.update(read_safetensors(path / Path(str(shard)).name)[0])
+    else:
+        tensors = read_pth(found) if found.suffix == ".bin" else read_safetensors(found)[0]
+    contents = _from_tensors(path, tensors, {}, expected)
+    if (path / "config.json").is_file():
+        heads = decoder_heads(path / "config.json", contents.config)
+        contents = contents._replace(config=contents.config.replace(decoder_heads=heads))
+    return contents
+
+
+def _from_tensors(
+    path: Path, tensors: dict[str, np.ndarray], metadata: Mapping[str, str],
+    expected: SamConfig | None,
+) -> Contents:
+    try:
+        if any(key.startswith("params/") for key in tensors):
+            stated, name = None, None
+            if METADATA in metadata:
+                stated, name = config_from_json(metadata[METADATA])
+            config = _agree(stated or infer_own(tensors), expected)
+            return Contents(names.from_own(tensors, config, str(path)), config, name)
+        config = _agree(expected or infer_config(tensors), expected)
+        hf = any(key.startswith("vision_encoder.") for key in tensors)
+        convert = names.from_hf if hf else names.from_torch
+        return Contents(convert(tensors, config, str(path)), config, None)
+    except CheckpointError as error:
+        raise _within(path, error) from error
+
+
+def _agree(stated: SamConfig, expected: SamConfig | None) -> SamConfig:
+    """The config to read with: the expected one, unless the file says what it can't be."""
+    if expected is None:
+        return stated
+    if same_shapes(stated, expected) and stated.decoder_heads != expected.decoder_heads:
+        raise CheckpointError(
+            f"expected a model with {expected.decoder_heads} decoder heads, got "
+            f"{stated.decoder_heads}"
+        )
+    return expected
+
+
+def _within(path: Path, error: CheckpointError) -> CheckpointError:
+    """The error with the path in its sentence."""
+    if str(path) in error.summary:
+        return error
+    return CheckpointError(
+        f"{path}: {error.summary}", error.missing, error.unused, error.misshapen
+    )

@@ -1,0 +1,166 @@
+"""Sources -> batches of training samples, the same at every step wherever reading starts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from sam_jax.data.samples import PipelineConfig, Sample, make_sample
+from sam_jax.data.sources import RecordError, Source
+
+__all__ = ["PipelineConfig", "Sample", "batches", "make_sample"]
+
+log = logging.getLogger(__name__)
+
+_REPLACEMENTS = 50  # unusable records in a row before a source is given up
+
+
+def batches(
+    sources: Sequence[tuple[Source, float]],
+    config: PipelineConfig,
+    seed: int = 0,
+    start_step: int = 0,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+    skipped: dict[str, str] | None = None,
+) -> Iterator[Sample]:
+    """An endless Grain iterator of batches that depend on (seed, step) and on nothing else.
+
+    Each source is shuffled, repeated with a new order each time, and mixed by weight. A record
+    that cannot be used is replaced by another of its source, drawn from the same random stream,
+    and is logged once by name. Needs the extra `train` (grain).
+
+    Args:
+      sources: (source, weight) pairs; weights are relative and positive.
+      config: see `PipelineConfig`.
+      seed: of everything random.
+      start_step: the first batch's step; batch s is the same wherever reading started.
+      process_index: which of `process_count` equal parts of each batch this process reads.
+      process_count: number of processes; divides `config.batch_size`.
+      threads: threads that make batches; 0 makes them in the caller's thread.
+      prefetch: batches made ahead.
+      skipped: filled, if given, with {"SOURCE NUMBER:RECORD INDEX": reason}; its length is the
+        count, and each reason names the record.
+
+    Returns:
+      A `grain.DatasetIterator` whose elements are the dicts of `make_sample` with a leading axis
+      of batch_size / process_count, and which has `get_state`, `set_state` and `close`.
+
+    Raises:
+      ValueError: no sources, an empty source, a weight that is not positive, or a batch size that
+        the processes cannot share equally.
+      RuntimeError: while reading, when 50 records of a source in a row cannot be used.
+    """
+    _check_sources(sources)
+    if config.batch_size % process_count or not 0 <= process_index < process_count:
+        raise ValueError(
+            "process_count must divide batch_size and process_index must be below it, got "
+            f"process_index={process_index}, process_count={process_count}, "
+            f"batch_size={config.batch_size}"
+        )
+    dataset = _samples(sources, config, seed, {} if skipped is None else skipped)
+    # Sliced after the random part, whose streams follow the global position, so that the same
+    # samples come with any number of processes.
+    dataset = dataset[process_index::process_count]
+    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
+    import grain  # an extra: importing sam_jax must not need it
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch))
+    iterator = iter(dataset.to_iter_dataset(options))
+    if start_step:
+        iterator.set_state({"next_index": int(start_step)})
+    return iterator
+
+
+def _samples(
+    sources: Sequence[tuple[Source, float]],
+    config: PipelineConfig,
+    seed: int,
+    skipped: dict[str, str],
+) -> Any:
+    """The endless mixture of samples, a `grain.MapDataset`."""
+    import grain
+
+    indices = [
+        grain.MapDataset.source(_Indices(number, len(source)))
+        .seed(_fold(seed, number))
+        .shuffle()
+        .repeat()
+        for number, (source, _) in enumerate(sources)
+    ]
+    mixed = grain.MapDataset.mix(indices, [float(weight) for _, weight in sources])
+
+    def sample(where: tuple[int, int], rng: np.random.Generator) -> Sample:
+        number, index = where
+        return _usable_sample(sources[number][0], number, index, rng, config, skipped)
+
+    return mixed.seed(seed).random_map(sample)
+
+
+class _Indices:
+    """(source number, record index) pairs: records are read later, where bad ones are replaced."""
+
+    def __init__(self, number: int, length: int):
+        self._number, self._length = number, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self._number, int(index)
+
+
+def _fold(seed: int, number: int) -> int:
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def _check_sources(sources: Sequence[tuple[Source, float]]) -> None:
+    if not sources:
+        raise ValueError("sources must hold at least one (source, weight) pair, got none")
+    for source, weight in sources:
+        if len(source) == 0:
+            raise ValueError(f"sources must not be empty, got {_brief(source)} of length 0")
+        if not weight > 0:
+            raise ValueError(
+                f"weights must be positive, got {weight} for {_brief(source)}; to leave it out, "
+                "do not pass it"
+            )
+
+
+def _usable_sample(
+    source: Source,
+    number: int,
+    index: int,
+    rng: np.random.Generator,
+    config: PipelineConfig,
+    skipped: dict[str, str],
+) -> Sample:
+    """The sample of record `index`, or of the first usable one of others drawn by `rng`."""
+    for _ in range(_REPLACEMENTS):
+        try:
+            record = source[index]
+            name = str(record.get("name", index))
+            sample = make_sample(record, rng, config)
+            if sample is not None:
+                return sample
+            reason = f"{name}: no mask of a usable size"
+        except RecordError as error:
+            name, reason = f"{index}", str(error)
+        key = f"{number}:{index}"
+        if skipped.setdefault(key, reason) is reason:  # the first time, whatever the thread
+            log.warning("skipped record %d of source %d (%s)", index, number, reason)
+        index = int(rng.integers(len(source)))
+    raise RuntimeError(
+        f"{_REPLACEMENTS} records in a row of {_brief(source)} cannot be used; the last: {reason}"
+    )
+
+
+def _brief(source: Source) -> str:
+    text = " ".join(repr(source).split())
+    return text if len(text) <= 80 else f"{text[:60]}... ({type(source).__name__})"

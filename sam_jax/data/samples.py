@@ -1,0 +1,285 @@
+"""One record -> one training sample.
+
+A sample lives in the model frame: a square of S pixels whose top left holds the resized (and, for
+scales above 1, cropped) photograph and whose rest is zero. All geometry is done by Pillow on 8-bit
+images: it is fast and releases the interpreter lock, so that threads are enough.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from sam_jax.data.sources import Record, RecordError
+from sam_jax.ops import rle as rle_ops
+
+Sample = dict[str, np.ndarray]
+
+_LUMA = np.array([0.299, 0.587, 0.114])
+_IS_SET = [0] * 128 + [255] * 128  # a resized mask counts from half coverage on
+_WINDOWS = 3  # windows tried on one record before giving it up
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """How samples are made.
+
+    Attributes:
+      image_size: S, side of the model frame in pixels.
+      mask_size: M, side of the coverage maps; divides S.
+      max_masks: N, masks drawn from one record.
+      scale_range: the photo's longest side becomes S times a number from this range (large-scale
+        jitter; SAM used [0.1, 2] for its first two stages and none on SA-1B, paper appendix A).
+      flip: mirror left and right half of the time.
+      vertical_flip: mirror top and bottom half of the time.
+      colour_jitter: brightness, contrast and saturation are scaled by 1 +- this.
+      grey_probability: share of samples turned grey.
+      invert_probability: share of samples turned into their negative (cells are photographed
+        dark on light and light on dark).
+      max_mask_fraction: masks above this share of the picture are dropped (paper, appendix A).
+      min_mask_pixels: masks below this many pixels of the model frame are dropped.
+      area_power: masks are drawn with odds of area ** this: 0 draws them alike, as the paper
+        does; 0.5 keeps pictures of many tiny masks from giving nothing else.
+      batch_size: samples in one batch, over all processes.
+    """
+
+    image_size: int = 512
+    mask_size: int = 128
+    max_masks: int = 8
+    scale_range: tuple[float, float] = (0.6, 1.6)
+    flip: bool = True
+    vertical_flip: bool = False
+    colour_jitter: float = 0.3
+    grey_probability: float = 0.05
+    invert_probability: float = 0.05
+    max_mask_fraction: float = 0.9
+    min_mask_pixels: int = 16
+    area_power: float = 0.0
+    batch_size: int = 8
+
+    def __post_init__(self):
+        if self.mask_size <= 0 or self.image_size % self.mask_size:
+            raise ValueError(
+                "mask_size must divide image_size, got "
+                f"mask_size={self.mask_size}, image_size={self.image_size}"
+            )
+        low, high = self.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"scale_range must be 0 < low <= high, got {self.scale_range}")
+        if self.max_masks < 1 or self.batch_size < 1:
+            raise ValueError(
+                "max_masks and batch_size must be at least 1, got "
+                f"{self.max_masks} and {self.batch_size}"
+            )
+        if not 0 <= self.colour_jitter < 1:
+            raise ValueError(f"colour_jitter must be in [0, 1), got {self.colour_jitter}")
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """One mask of a record, still run-length encoded: size, counts and relative bounds."""
+
+    hw: tuple[int, int]
+    counts: np.ndarray
+    area: int
+    bounds: tuple[float, float, float, float]  # x0, y0, x1, y1 in 0..1 of the picture
+
+
+@dataclass(frozen=True)
+class _View:
+    """A window of the picture (0..1) and the pixels [height, width] it is resized to."""
+
+    box: tuple[float, float, float, float]
+    hw: tuple[int, int]
+    pixels: float  # pixels of the model frame under the whole picture
+    mirror_x: bool
+    mirror_y: bool
+
+
+def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig) -> Sample | None:
+    """One training sample from one record.
+
+    Args:
+      record: image uint8 [H, W, 3]; rles, COCO RLEs whose sizes have the picture's shape (they
+        may be larger or smaller than the decoded picture); name.
+      rng: decides window, masks, mirror and colours; nothing else is random.
+      config: see `PipelineConfig`.
+
+    Returns:
+      image uint8 [S, S, 3]: zero outside the content, which sits at the top left.
+      image_hw int32 [2]: height and width of the content in pixels.
+      masks uint8 [N, M, M]: 255 * share of each cell's pixels of the model frame under the mask.
+      boxes_xyxy float32 [N, 4]: first and last column and row of the mask at S resolution, pixels.
+      mask_valid bool [N]: False for rows that hold no mask (all zero).
+      Or None when no window with a usable mask was found.
+
+    Raises:
+      RecordError: a mask of the record is damaged.
+    """
+    image = record["image"]
+    candidates = _read_masks(record, config)
+    if not candidates:
+        return None
+    for attempt in range(_WINDOWS):
+        scale = rng.uniform(*config.scale_range)
+        if attempt == _WINDOWS - 1:
+            scale = min(1.0, config.scale_range[1])  # the whole picture: nothing is cut off
+        centre = candidates[rng.integers(len(candidates))]
+        view = _draw_view(image.shape[:2], centre, scale, rng, config)
+        drawn = _draw_masks(candidates, view, rng, config)
+        if drawn:
+            break
+    else:
+        return None
+    masks = np.zeros((config.max_masks, config.mask_size, config.mask_size), np.uint8)
+    boxes = np.zeros((config.max_masks, 4), np.float32)
+    for row, (coverage, box) in enumerate(drawn):
+        masks[row], boxes[row] = coverage, box
+    return {
+        "image": _draw_image(image, view, rng, config),
+        "image_hw": np.array(view.hw, np.int32),
+        "masks": masks,
+        "boxes_xyxy": boxes,
+        "mask_valid": np.arange(config.max_masks) < len(drawn),
+    }
+
+
+def _read_masks(record: Record, config: PipelineConfig) -> list[_Mask]:
+    """The record's masks that are neither empty nor nearly the whole picture."""
+    masks = []
+    for number, rle in enumerate(record["rles"]):
+        try:
+            counts = rle_ops.read_counts(rle)
+        except ValueError as error:
+            raise RecordError(f"{record.get('name', '?')}: mask {number}: {error}") from error
+        height, width = (int(side) for side in rle["size"])
+        area = int(counts[1::2].sum())
+        if 0 < area <= config.max_mask_fraction * height * width:
+            x0, y0, x1, y1 = rle_ops.bounds_xyxy(counts, height)
+            bounds = (x0 / width, y0 / height, (x1 + 1) / width, (y1 + 1) / height)
+            masks.append(_Mask((height, width), counts, area, bounds))
+    return masks
+
+
+def _draw_view(
+    image_hw: tuple[int, int],
+    centre: _Mask,
+    scale: float,
+    rng: np.random.Generator,
+    config: PipelineConfig,
+) -> _View:
+    """The window: all of the picture, or a part of it that holds the middle of `centre`'s box."""
+    size = config.image_size
+    ratio = size * scale / max(image_hw)
+    full = [max(1, round(side * ratio)) for side in image_hw]
+    window = [min(size, side) for side in full]
+    starts = []
+    for axis in (0, 1):  # y, x
+        middle = (centre.bounds[1 - axis] + centre.bounds[3 - axis]) / 2 * full[axis]
+        start = middle - window[axis] * rng.uniform(0.15, 0.85)
+        starts.append(int(np.clip(round(start), 0, full[axis] - window[axis])))
+    (y, x), (h, w) = starts, window
+    return _View(
+        box=(x / full[1], y / full[0], (x + w) / full[1], (y + h) / full[0]),
+        hw=(h, w),
+        pixels=full[0] * full[1],
+        mirror_x=config.flip and rng.random() < 0.5,
+        mirror_y=config.vertical_flip and rng.random() < 0.5,
+    )
+
+
+def _draw_masks(
+    candidates: list[_Mask], view: _View, rng: np.random.Generator, config: PipelineConfig
+) -> list[tuple[np.ndarray, tuple[float, ...]]]:
+    """Up to N masks in random order as (coverage [M, M], box); only these are decoded."""
+    most = config.max_mask_fraction * view.hw[0] * view.hw[1]
+    drawn = []
+    # Sorting log-odds plus Gumbel noise draws without replacement by those odds.
+    odds = config.area_power * np.log([mask.area for mask in candidates])
+    for number in np.argsort(-odds - rng.gumbel(size=len(candidates))):
+        mask = candidates[number]
+        share = mask.area / (mask.hw[0] * mask.hw[1])
+        left, top, right, bottom = mask.bounds
+        x0, y0, x1, y1 = view.box
+        if (
+            share * view.pixels < 0.5 * config.min_mask_pixels  # cannot reach the minimum
+            or min(right, x1) <= max(left, x0)
+            or min(bottom, y1) <= max(top, y0)
+        ):
+            continue
+        framed = _frame_mask(mask, view, config.image_size)
+        hard = framed.point(_IS_SET)
+        pixels = hard.histogram()[255]
+        if not max(1, config.min_mask_pixels) <= pixels <= most:
+            continue
+        left, top, right, bottom = hard.getbbox()
+        coverage = np.asarray(framed.reduce(config.image_size // config.mask_size))
+        drawn.append((coverage, (left, top, right - 1, bottom - 1)))
+        if len(drawn) == config.max_masks:
+            break
+    return drawn
+
+
+def _frame_mask(mask: _Mask, view: _View, size: int) -> Image.Image:
+    """The mask in the model frame, 0..255."""
+    height, width = mask.hw
+    values = np.zeros(len(mask.counts), np.uint8)
+    values[1::2] = 255
+    flat = np.repeat(values, mask.counts)
+    # Column-major runs are the rows of the transposed picture, so that is what is resized.
+    turned = Image.frombuffer("L", (height, width), flat, "raw", "L", 0, 1)
+    x0, y0, x1, y1 = view.box
+    box = (y0 * height, x0 * width, y1 * height, x1 * width)
+    part = _resize(turned, box, (view.hw[0], view.hw[1])).transpose(Image.Transpose.TRANSPOSE)
+    framed = Image.new("L", (size, size))
+    framed.paste(_mirrored(part, view))
+    return framed
+
+
+def _draw_image(
+    image: np.ndarray, view: _View, rng: np.random.Generator, config: PipelineConfig
+) -> np.ndarray:
+    height, width = image.shape[:2]
+    x0, y0, x1, y1 = view.box
+    box = (x0 * width, y0 * height, x1 * width, y1 * height)
+    part = _resize(Image.fromarray(image), box, (view.hw[1], view.hw[0]))
+    part = _jitter_colours(_mirrored(part, view), rng, config)
+    framed = np.zeros((config.image_size, config.image_size, 3), np.uint8)
+    framed[: view.hw[0], : view.hw[1]] = np.asarray(part)
+    return framed
+
+
+def _resize(image: Image.Image, box: tuple, size: tuple[int, int]) -> Image.Image:
+    """Bilinear with antialiasing, as the released code resizes; gaps of 3 are reduced first."""
+    box = (max(0.0, box[0]), max(0.0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
+    return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+def _mirrored(image: Image.Image, view: _View) -> Image.Image:
+    if view.mirror_x:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if view.mirror_y:
+        image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    return image
+
+
+def _jitter_colours(
+    image: Image.Image, rng: np.random.Generator, config: PipelineConfig
+) -> Image.Image:
+    """Brightness, contrast, saturation, grey and negative as one affine map of the colours."""
+    j = config.colour_jitter
+    brightness, contrast, saturation = rng.uniform(1 - j, 1 + j, 3)
+    grey, invert = rng.random(2) < (config.grey_probability, config.invert_probability)
+    if j == 0 and not grey and not invert:
+        return image
+    if grey:
+        saturation = 0.0
+    matrix = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
+    matrix = brightness * contrast * matrix
+    mean = _LUMA @ np.asarray(image.resize((1, 1), Image.Resampling.BOX)).reshape(3)
+    offset = np.full(3, brightness * (1 - contrast) * mean)
+    if invert:
+        matrix, offset = -matrix, 255 - offset
+    return image.convert("RGB", tuple(np.column_stack([matrix, offset]).reshape(-1).tolist()))

@@ -1,0 +1,90 @@
+"""Results on disk: written under a temporary name and renamed, so that none is ever half there."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from sam_jax.inference.overlay import colour
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
+    """Has `write` fill a temporary file next to `path`, then renames it.
+
+    Raises:
+      OSError: the folder cannot be written to; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_picture(path: Path, picture: Image.Image) -> None:
+    """A PIL image as the format that the name ends in (.png, .jpg or .webp)."""
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
+    options = {"quality": 92} if kind != "PNG" else {}
+    write_atomically(path, lambda file: picture.save(file, kind, **options))
+
+
+def write_mask(path: Path, mask: np.ndarray) -> None:
+    """bool [H, W] as a PNG of 0 and 255."""
+    write_picture(path, Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
+
+
+def write_label_map(path: Path, masks: Sequence[np.ndarray], image_hw: tuple[int, int]) -> None:
+    """Masks as one PNG in which pixels of mask i hold i + 1 and the rest 0.
+
+    Smaller masks lie above larger ones. Up to 255 masks make a palette PNG, which shows their
+    colours in any viewer; more of them a 16-bit grey one.
+
+    Raises:
+      ValueError: more than 65535 masks.
+    """
+    if len(masks) > 65535:
+        raise ValueError(f"masks: a label map holds at most 65535 of them, got {len(masks)}")
+    labels = np.zeros(image_hw, np.uint8 if len(masks) < 256 else np.uint16)
+    areas = np.array([np.count_nonzero(mask) for mask in masks])
+    for i in np.argsort(-areas, kind="stable"):
+        labels[masks[i]] = i + 1
+    picture = Image.fromarray(labels)
+    if labels.dtype == np.uint8:
+        palette = [(0, 0, 0), *(colour(i) for i in range(len(masks)))]
+        picture = picture.convert("P") if picture.mode != "L" else picture
+        picture.putpalette([value for rgb in palette for value in rgb])
+    write_picture(path, picture)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as JSON, one line for each leaf-like entry would be long: compact, with a newline."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def check_writable(path: Path) -> None:
+    """Makes the folder of `path` and tries to write in it, before any long computation.
+
+    Raises:
+      OSError: it cannot be made or written to, or `path` is a folder.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(21, "is a folder; give the name of a file", str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        probe.touch(exist_ok=False)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
+    probe.unlink()

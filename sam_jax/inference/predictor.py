@@ -1,0 +1,218 @@
+"""One photo, many prompts: `embed` once, `predict` often."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from sam_jax.data.images import read_image
+from sam_jax.inference.compiled import CompiledModel, use_compilation_cache
+from sam_jax.inference.prompts import Prompt, gather, to_slots
+from sam_jax.ops.masks import upscale_masks
+from sam_jax.ops.transforms import pad_to_frame, resize_image, resized_hw
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["features"], meta_fields=["image_hw", "input_hw", "is_batch"],
+)
+@dataclasses.dataclass(frozen=True)
+class Embedding:
+    """What the image encoder made of one photo or of a batch of B; a pytree.
+
+    Attributes:
+      features: float32 [B, h, w, D].
+      image_hw: height and width of each photo in pixels.
+      input_hw: height and width of each resized photo in the model's frame, in frame pixels.
+      is_batch: whether it was made from a list, so that predictions come as a list.
+    """
+
+    features: jax.Array
+    image_hw: tuple[tuple[int, int], ...]
+    input_hw: tuple[tuple[int, int], ...]
+    is_batch: bool = False
+
+    def __len__(self) -> int:
+        return len(self.image_hw)
+
+    def __getitem__(self, index: int) -> Embedding:
+        """The embedding of one photo of a batch."""
+        index = range(len(self))[index]
+        features = self.features if len(self) == 1 else self.features[index : index + 1]
+        return Embedding(features, (self.image_hw[index],), (self.input_hw[index],))
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """The masks of one prompt, or of N prompts with one more axis in front.
+
+    Attributes:
+      masks: bool [K, H, W] at the photo's size, or [N, K, H, W].
+      scores: float32 [K], or [N, K]: the IoU that the model predicts of each mask (it may exceed
+        1).
+      logits: float32 [K, 4h, 4w], or [N, K, 4h, 4w]: before enlarging; one of them may be the
+        `mask_logits` of the next prompt.
+    """
+
+    masks: np.ndarray
+    scores: np.ndarray
+    logits: np.ndarray
+
+
+class Predictor:
+    """Masks for prompts on a photo.
+
+    Args:
+      sam: what `sam_jax.load` gives: anything with `config` and `params`.
+      image_size: side in pixels of the square frame that photos are scaled to, a multiple of the
+        model's patch size; None is the size it was trained for.
+      cache: whether to keep compiled programs on disk for the next process; a cache that the user
+        has set up in JAX is never replaced.
+
+    Raises:
+      ValueError: `image_size` is no positive multiple of the patch size.
+    """
+
+    def __init__(self, sam: Any, *, image_size: int | None = None, cache: bool = True) -> None:
+        patch = sam.config.patch_size
+        size = sam.config.image_size if image_size is None else image_size
+        if size < patch or size % patch:
+            raise ValueError(
+                f"image_size: expected a positive multiple of the patch size {patch}, "
+                f"got {image_size}"
+            )
+        if cache:
+            use_compilation_cache()
+        self.config = sam.config
+        self.image_size = int(size)
+        self.compiled = CompiledModel(sam.config, sam.params)
+
+    def embed(self, image: Any) -> Embedding:
+        """Encodes a photo, or a list of photos of any sizes.
+
+        Args:
+          image: uint8 [H, W, 3], a path or a PIL image, or a list of such.
+
+        Returns:
+          An Embedding; of a list, one with `is_batch`.
+
+        Raises:
+          ValueError: an image cannot be read, or the list is empty.
+        """
+        is_batch = isinstance(image, list | tuple)
+        sources = list(image) if is_batch else [image]
+        if not sources:
+            raise ValueError("image: expected at least one photo, got an empty list")
+        features, sizes = [], []
+        for chunk in _chunks(sources):
+            photos = [read_image(source) for source in chunk]
+            sizes += [photo.shape[:2] for photo in photos]
+            resized = [resize_image(photo, self.image_size) for photo in photos]
+            frames = np.stack([pad_to_frame(photo, self.image_size) for photo in resized])
+            input_hw = np.array([photo.shape[:2] for photo in resized], np.int32)
+            features.append(self.compiled.encode(frames, input_hw))
+        joined = features[0] if len(features) == 1 else jax.numpy.concatenate(features)
+        input_sizes = tuple(resized_hw(hw, self.image_size) for hw in sizes)
+        return Embedding(joined, tuple(sizes), input_sizes, is_batch)
+
+    def predict(
+        self,
+        embedding: Embedding,
+        points_xy: Any = None,
+        labels: Any = None,
+        boxes_xyxy: Any = None,
+        mask_logits: Any = None,
+        text: Any = None,
+        multimask: bool | Literal["auto"] = "auto",
+    ) -> Prediction | list[Prediction]:
+        """Masks for one prompt, or for several at once.
+
+        Everything given belongs to the same prompt: points and a box are one prompt with both.
+        For several prompts each argument has one more axis, or is a list with one entry a prompt
+        (prompts may have different numbers of points, and None for a box). For an embedding of a
+        list of photos each argument is a list with one entry a photo.
+
+        Args:
+          embedding: what `embed` gave.
+          points_xy: [P, 2] in pixels of the photo; for several prompts [N, P, 2].
+          labels: [P] or [N, P], 1 foreground, 0 background; None: all foreground.
+          boxes_xyxy: [4] as x0, y0, x1, y1 in pixels of the photo, or [N, 4]. A box may reach
+            beyond the photo.
+          mask_logits: [4h, 4w] or [1, 4h, 4w], logits of an earlier prediction, or [N, 4h, 4w].
+          text: [T] or [N, T] text embedding, for models with a text head.
+          multimask: True: the three masks whole, part and subpart. False: the one mask for prompts
+            that leave no doubt. "auto": three for a prompt of a single point, box, mask or text,
+            one for a prompt of more (the rule of the paper and of the released ONNX export).
+            Where "auto" meets prompts of both kinds in one call, each gets one mask, a single
+            point or box the best of its three.
+
+        Returns:
+          A Prediction with masks [K, H, W], for several prompts [N, K, H, W], K = 3 or 1; for a
+          batch a list of them.
+
+        Raises:
+          ValueError: no prompt, a wrong shape, NaN or infinity, a point outside the photo, a box
+            with no area, labels that do not match, or text for a model without a text head.
+        """
+        if multimask not in (True, False, "auto"):
+            raise ValueError(f"multimask: expected True, False or 'auto', got {multimask!r}")
+        arguments = (points_xy, labels, boxes_xyxy, mask_logits, text)
+        if not embedding.is_batch:
+            return self._predict_one(embedding, arguments, multimask)
+        names = ("points_xy", "labels", "boxes_xyxy", "mask_logits", "text")
+        for name, value in zip(names, arguments, strict=True):
+            if value is not None and len(value) != len(embedding):
+                raise ValueError(
+                    f"{name}: expected a list with one entry for each of {len(embedding)} photos, "
+                    f"got {len(value)}"
+                )
+        predictions = []
+        for i in range(len(embedding)):
+            own = [None if value is None else value[i] for value in arguments]
+            predictions.append(self._predict_one(embedding[i], own, multimask))
+        return predictions
+
+    def _predict_one(self, embedding: Embedding, arguments, multimask) -> Prediction:
+        h, w = embedding.features.shape[1:3]
+        image_hw, input_hw = embedding.image_hw[0], embedding.input_hw[0]
+        side = h * self.config.patch_size
+        prompts, several = gather(
+            *arguments, image_hw=image_hw, mask_hw=(4 * h, 4 * w),
+            text_width=self.config.text_width,
+        )
+        logits, scores = self.compiled.decode(embedding.features, to_slots(prompts, image_hw, side))
+        logits, scores = choose_masks(logits, scores, prompts, multimask)
+        masks = upscale_masks(logits, input_hw, image_hw, side)
+        if not several:
+            masks, scores, logits = masks[0], scores[0], logits[0]
+        return Prediction(masks, scores, logits)
+
+
+def choose_masks(
+    logits: np.ndarray, scores: np.ndarray, prompts: Sequence[Prompt], multimask
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of all masks [N, 4, ...] and scores [N, 4] those that `multimask` asks for: [N, K, ...]."""
+    lone = np.array([prompt.is_lone for prompt in prompts])
+    if multimask is True or (multimask == "auto" and lone.all()):
+        return logits[:, 1:], scores[:, 1:]
+    if multimask is False or not lone.any():
+        return logits[:, :1], scores[:, :1]
+    chosen = np.where(lone, 1 + scores[:, 1:].argmax(1), 0)[:, None]
+    rows = np.arange(len(chosen))[:, None]
+    return logits[rows, chosen], scores[rows, chosen]
+
+
+def _chunks(sources: list) -> list[list]:
+    """Photos that are encoded together: powers of two up to 8, but one by one on a CPU."""
+    limit = 1 if jax.default_backend() == "cpu" else 8
+    chunks, start = [], 0
+    while start < len(sources):
+        size = min(limit, 1 << ((len(sources) - start).bit_length() - 1))
+        chunks.append(sources[start : start + size])
+        start += size
+    return chunks

@@ -1,0 +1,104 @@
+"""What a training run is: one frozen dataclass, filled in by a file under configs/."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from sam_jax.models.config import VIT_B, SamConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stretch of the run with fixed array shapes; each stage compiles one step."""
+
+    steps: int
+    image_size: int
+    batch_size: int
+    max_masks: int
+    """Masks drawn from an image (the paper: up to 64)."""
+    corrective_clicks: int = 8
+    mask_only_rounds: int = 2
+    min_mask_pixels: int = 16
+    """Smaller masks, in pixels of the model frame, are left out."""
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    """Large-scale jitter: the photo's longest side over the image size."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and open choices of the losses (`sam_jax.training.losses`)."""
+
+    focal_weight: float = 20.0
+    dice_weight: float = 1.0
+    iou_weight: float = 1.0
+    iou_on_all: bool = False
+    """False: only the least-loss mask trains its predicted IoU (SAM 2 calls this SAM's way)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """The first prompt and how masks are fed back (`sam_jax.training.prompts`)."""
+
+    box_probability: float = 0.5
+    box_noise: float = 0.1
+    box_noise_most: float = 20.0
+    """Pixels at an image size of 1024; scaled with the image size."""
+    mask_gradient: bool = True
+    """Whether gradients flow through the mask that is fed back (in SAM 2 they do)."""
+    remat: bool = True
+    """Recompute each round's decoder in the backward pass: memory of one round, not of all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """AdamW and its schedule (`sam_jax.training.optim`)."""
+
+    lr: float = 8e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.1
+    layer_decay: float = 0.8
+    warmup: int = 250
+    schedule: Literal["step", "cosine"] = "step"
+    milestones: tuple[float, ...] = (60_000 / 90_000, 86_666 / 90_000)
+    """Where the step schedule divides the rate by 10, as fractions of the run."""
+    clip: float = 0.0
+    """Global gradient norm above which gradients are scaled down; 0: never (the paper is silent)."""
+    ema: float = 0.0
+    """Decay of the averaged weights that are saved at the end; 0: the last weights are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. `python -m train --config FILE --field value` changes single fields."""
+
+    name: str = "sam"
+    model: SamConfig = VIT_B
+    stages: tuple[Stage, ...] = (Stage(90_000, 1024, 256, 64),)
+    loss: LossConfig = LossConfig()
+    prompts: PromptConfig = PromptConfig()
+    optim: OptimConfig = OptimConfig()
+    data_root: str = "data"
+    """The folder that the sources' paths are relative to."""
+    photos: tuple[tuple[str, float], ...] = ()
+    """Folders in SA-1B form under `data_root`, each with its weight."""
+    cut_paste: float = 0.0
+    """Weight of composites: masked objects of the photo folders pasted onto other photos."""
+    scenes: float = 0.0
+    """Weight of procedural scenes."""
+    mask_area_power: float = 0.0
+    """An image's masks are drawn with odds of area ** this; 0: all alike, as in the paper."""
+    augment: bool = True
+    """Flips and colour jitter (the paper uses none on SA-1B)."""
+    init_from: str = ""
+    """A model's name or file to start from; empty: fresh weights."""
+    seed: int = 0
+    workdir: str = "runs"
+    """Checkpoints, metrics and the final weights go to workdir/name."""
+    log_every: int = 20
+    save_every: int = 500
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps over all stages."""
+        return sum(stage.steps for stage in self.stages)

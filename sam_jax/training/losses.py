@@ -1,0 +1,81 @@
+"""The losses of the paper (section A, "Losses"), with the choices it leaves open as arguments.
+
+Axes: ... any, H W pixels. Logits and losses are float32; targets are coverages in 0..1.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+PIXELS = (-2, -1)
+
+
+def focal_loss(
+    logits: jax.Array, target: jax.Array, alpha: float = 0.25, gamma: float = 2.0
+) -> jax.Array:
+    """Sigmoid focal loss [...], a mean over the pixels of [..., H, W].
+
+    The paper names the loss and no constants: alpha and gamma are those of the focal loss's own
+    paper (Lin et al. 2017), which SAM 2's training code uses too. `alpha` < 0: no class weights.
+    """
+    cross_entropy = jnp.maximum(logits, 0) - logits * target + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    p = jax.nn.sigmoid(logits)
+    wrong = p * (1 - target) + (1 - p) * target
+    loss = cross_entropy * wrong**gamma
+    if alpha >= 0:
+        loss = loss * (alpha * target + (1 - alpha) * (1 - target))
+    return loss.mean(PIXELS)
+
+
+def dice_loss(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """1 - Dice coefficient [...] of [..., H, W], with 1 added above and below as in SAM 2."""
+    p = jax.nn.sigmoid(logits)
+    overlap = (p * target).sum(PIXELS)
+    return 1 - (2 * overlap + 1) / (p.sum(PIXELS) + target.sum(PIXELS) + 1)
+
+
+def mask_iou(logits: jax.Array, target: jax.Array) -> jax.Array:
+    """IoU [...] of the thresholded masks of [..., H, W]; 1 where both are empty. No gradient."""
+    predicted, true = logits > 0, target > 0.5
+    union = (predicted | true).sum(PIXELS)
+    return jnp.where(union == 0, 1.0, (predicted & true).sum(PIXELS) / jnp.maximum(union, 1))
+
+
+def prompt_losses(
+    logits: jax.Array,
+    iou: jax.Array,
+    target: jax.Array,
+    *,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+    iou_on_all: bool = False,
+) -> dict[str, jax.Array]:
+    """The losses of K candidate masks for one prompt: the least mask loss counts.
+
+    Args:
+      logits: [..., K, H, W], iou: predicted [..., K], target: [..., H, W] in 0..1.
+      iou_on_all: train the predicted IoU of every candidate, not of the least-loss one alone.
+
+    Returns:
+      "total", "focal", "dice", "iou_error" and the chosen mask's "iou", each [...].
+    """
+    target = target[..., None, :, :]
+    focal, dice = focal_loss(logits, target), dice_loss(logits, target)
+    mask_loss = focal_weight * focal + dice_weight * dice
+    best = jnp.argmin(mask_loss, -1, keepdims=True)
+
+    def chosen(x):
+        return jnp.take_along_axis(x, best, -1)[..., 0]
+
+    true_iou = jax.lax.stop_gradient(mask_iou(logits, target))
+    error = (iou - true_iou) ** 2
+    iou_error = error.mean(-1) if iou_on_all else chosen(error)
+    return {
+        "total": chosen(mask_loss) + iou_weight * iou_error,
+        "focal": chosen(focal),
+        "dice": chosen(dice),
+        "iou_error": iou_error,
+        "iou": chosen(true_iou),
+    }

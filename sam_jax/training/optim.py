@@ -1,0 +1,86 @@
+"""AdamW with layer-wise decay, warmup and the paper's schedule (paper section A)."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_jax.models.config import SamConfig
+from sam_jax.training.config import OptimConfig
+
+
+def learning_rate(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Linear warmup, then steps of 1/10 at the milestones, or a cosine to zero."""
+    warmup = min(config.warmup, total_steps)
+    ramp = optax.linear_schedule(config.lr / max(warmup, 1), config.lr, max(warmup - 1, 1))
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(config.lr, max(total_steps - warmup, 1))
+    else:
+        after = optax.piecewise_constant_schedule(
+            config.lr, {int(m * total_steps) - warmup: 0.1 for m in config.milestones}
+        )
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def layer_scale(path: str, model: SamConfig, decay: float) -> float:
+    """The factor on a parameter's learning rate: decay ** (layers above it in the encoder).
+
+    Patch and position embeddings are layer 0, block i is i + 1, everything else is not scaled
+    (ViTDet's rule; the paper gives only the factor).
+    """
+    if "image_encoder" not in path:
+        return 1.0
+    top = model.encoder_depth + 1
+    block = re.search(r"block_(\d+)", path)
+    if block:
+        return decay ** (top - 1 - int(block.group(1)))
+    return decay**top if "patch_embed" in path or "pos_embed" in path else 1.0
+
+
+def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
+    """Weight decay is for matrices: not for norms, biases, tokens, embeddings, position tables.
+
+    The paper is silent; this is ViTDet's and SAM 2's practice.
+    """
+    return len(shape) >= 2 and path.endswith("kernel")
+
+
+def path_tree(params, rule):
+    """`rule(path "a/b/c", leaf)` for every leaf of the parameters."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: rule("/".join(str(k.key) for k in path), leaf), params
+    )
+
+
+def make_optimizer(
+    config: OptimConfig, model: SamConfig, total_steps: int
+) -> optax.GradientTransformation:
+    """The optimiser over the "params" tree of a model."""
+
+    def scale_layers(updates, state, params=None):
+        del params
+        scaled = path_tree(
+            updates, lambda path, u: u * layer_scale(path, model, config.layer_decay)
+        )
+        return scaled, state
+
+    parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    parts += [
+        optax.scale_by_adam(*config.betas, eps=1e-8),
+        optax.add_decayed_weights(
+            config.weight_decay,
+            mask=lambda params: path_tree(params, lambda path, p: is_decayed(path, p.shape)),
+        ),
+        optax.GradientTransformation(lambda params: optax.EmptyState(), scale_layers),
+        optax.scale_by_learning_rate(learning_rate(config, total_steps)),
+    ]
+    return optax.chain(*parts)
+
+
+def average(old, new, decay: float, step: jax.Array):
+    """Exponential moving average of trees; young averages forget faster."""
+    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), old, new)

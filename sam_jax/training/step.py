@@ -1,0 +1,149 @@
+"""One training step, pure: (state, batch, key) -> (state, metrics)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sam_jax.models.prompt_encoder import EMPTY, NOT_A_POINT, Prompts
+from sam_jax.models.sam import SamModel, normalise
+from sam_jax.ops.resize import resize_hw
+from sam_jax.training import prompts as simulator
+from sam_jax.training.config import Stage, TrainConfig
+from sam_jax.training.losses import prompt_losses
+from sam_jax.training.optim import average
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that a step changes. `params` and `ema` are the trained tree without buffers."""
+
+    step: jax.Array
+    params: dict
+    buffers: dict
+    opt_state: optax.OptState
+    ema: dict
+
+
+def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
+    """A foreground click or a noisy box for every mask, in a row with room for the later clicks."""
+    side = stage.image_size
+    kind_key, point_key, box_key = jax.random.split(key, 3)
+    b, n = batch["mask_valid"].shape
+    point = simulator.first_point(point_key, batch["masks"], side)
+    box = simulator.noisy_box(
+        box_key, batch["boxes_xyxy"], batch["image_hw"], config.prompts.box_noise,
+        config.prompts.box_noise_most * side / 1024,
+    )
+    is_box = jax.random.bernoulli(kind_key, config.prompts.box_probability, (b, n))
+    click = jnp.stack([point, jnp.zeros_like(point)], 2)
+    points = jnp.where(is_box[..., None, None], box.reshape(b, n, 2, 2), click)
+    labels = jnp.where(is_box[..., None], jnp.array([2, 3]), jnp.array([1, NOT_A_POINT]))
+    later = stage.corrective_clicks + stage.mask_only_rounds
+    return Prompts(
+        jnp.pad(points, ((0, 0), (0, 0), (0, later), (0, 0))),
+        jnp.pad(labels, ((0, 0), (0, 0), (0, later)), constant_values=EMPTY),
+    )
+
+
+def interaction_losses(model: SamModel, variables, embedding, batch, key, config, stage):
+    """The losses of all rounds [R, B, N]: the first prompt, then clicks and mask-only rounds.
+
+    The first round counts the best of the three masks; every later one has several prompts and
+    counts the single mask (PROTOCOLS section 1).
+    """
+    first_key, order_key, click_key = jax.random.split(key, 3)
+    target, side = batch["masks"], stage.image_size
+    content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
+    loss = dataclasses.asdict(config.loss)
+
+    def decode(prompts):
+        return model.apply(variables, embedding, prompts, True, method="decode",
+                           rngs={"dropout": click_key})
+
+    def at_target_size(logits):
+        return resize_hw(logits, target.shape[-2:], (-2, -1), "linear")
+
+    def feed_back(logits):
+        return logits if config.prompts.mask_gradient else jax.lax.stop_gradient(logits)
+
+    decode_round = jax.checkpoint(decode) if config.prompts.remat else decode
+    prompts = first_prompts(first_key, batch, config, stage)
+    logits, iou = decode_round(prompts)
+    three = at_target_size(logits[:, :, 1:])
+    losses = prompt_losses(three, iou[:, :, 1:], target, **loss)
+    likeliest = jnp.argmax(iou[:, :, 1:], 2)[:, :, None, None, None]
+    last = jnp.take_along_axis(logits[:, :, 1:], likeliest, 2)[:, :, 0]
+    is_click = simulator.click_schedule(
+        order_key, stage.corrective_clicks, stage.mask_only_rounds
+    )
+
+    def later_round(carry, x):
+        points, labels, last = carry
+        index, clicked, key = x
+        point, label = simulator.corrective_click(
+            key, at_target_size(last), target, content, side
+        )
+        points = points.at[:, :, index + 2].set(point)
+        labels = labels.at[:, :, index + 2].set(jnp.where(clicked, label, EMPTY))
+        logits, iou = decode_round(Prompts(points, labels, masks=feed_back(last)))
+        losses = prompt_losses(at_target_size(logits[:, :, :1]), iou[:, :, :1], target, **loss)
+        return (points, labels, logits[:, :, 0]), losses
+
+    rounds = is_click.shape[0]
+    xs = (jnp.arange(rounds), is_click, jax.random.split(click_key, rounds))
+    _, later = jax.lax.scan(later_round, (prompts.points, prompts.labels, last), xs, unroll=True)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
+
+
+def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig, stage: Stage):
+    """Scalar loss and metrics: summed over rounds, averaged over the masks that are there."""
+    drop_key, prompt_key = jax.random.split(key)
+    variables = {"params": params, "buffers": buffers}
+    batch = dict(batch, masks=batch["masks"].astype(jnp.float32) / 255)
+    images = normalise(batch["image"], batch["image_hw"])
+    embedding = model.apply(
+        variables, images, True, method="encode", rngs={"drop_path": drop_key}
+    )
+    losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
+    valid = batch["mask_valid"].astype(jnp.float32)
+    count = jnp.maximum(valid.sum(), 1.0)
+    mean = jax.tree.map(lambda x: (x * valid).sum((1, 2)) / count, losses)
+    metrics = {name: x.mean() for name, x in mean.items() if name != "iou"}
+    metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1], "masks": valid.sum()}
+    return mean["total"].sum(), metrics
+
+
+def make_step(config: TrainConfig, stage: Stage, optimizer: optax.GradientTransformation):
+    """The step of a stage, jitted, with the state's buffers donated.
+
+    A batch has "image" uint8 [B, S, S, 3], "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
+    (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N].
+    """
+    model = SamModel(config.model)
+
+    def step(state: TrainState, batch: dict, key: jax.Array):
+        key = jax.random.fold_in(key, state.step)
+        (loss, metrics), grads = jax.value_and_grad(batch_loss, has_aux=True)(
+            state.params, state.buffers, batch, key, model, config, stage
+        )
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = average(state.ema, params, config.optim.ema, state.step) if config.optim.ema else {}
+        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return TrainState(state.step + 1, params, state.buffers, opt_state, ema), metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def init_state(variables: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step."""
+    params = variables["params"]
+    return TrainState(
+        jnp.zeros((), jnp.int32), params, variables["buffers"], optimizer.init(params),
+        jax.tree.map(jnp.copy, params) if ema else {},
+    )

@@ -1,0 +1,4 @@
+import pytest
+@pytest.mark.torch
+def test_a():
+    pass

@@ -1,0 +1,75 @@
+"""Options and shared fixtures. Devices are faked before any test uses jax."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes")
+    parser.addoption(
+        "--needs", action="store_true",
+        help="run only the tests that need more than the project: PyTorch, shared data, --slow",
+    )
+    parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
+    config.addinivalue_line("markers", "torch: compares with the released code in PyTorch")
+    config.addinivalue_line("markers", "shared: needs the photographs under ../shared/data")
+
+
+def pytest_collection_modifyitems(config, items):
+    slow = pytest.mark.skip(reason="takes minutes: run with --slow")
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(slow)
+    if config.getoption("--needs"):
+        wanted = [
+            item for item in items
+            if any(item.get_closest_marker(name) for name in ("slow", "torch", "shared"))
+        ]
+        config.hook.pytest_deselected([item for item in items if item not in wanted])
+        items[:] = wanted
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session, exitstatus):
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--no-skips") and reporter and reporter.stats.get("skipped"):
+        session.exitstatus = 1
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("torch"):
+        pytest.importorskip("torch", reason="compares with the released code: needs PyTorch")
+        pytest.importorskip(
+            "segment_anything",
+            reason="compares with the released code: pip install --no-deps segment-anything-py",
+            exc_type=ImportError,
+        )
+    if item.get_closest_marker("shared") and not SHARED.is_dir():
+        pytest.skip(f"needs the shared photographs at {SHARED}")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Compiled programs are kept between tests (and between runs where the cache folder is)."""
+    folder = os.environ.get("SAM_JAX_TEST_CACHE") or tmp_path_factory.mktemp("xla")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    yield
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """The folder of shared photographs; tests that use it carry the mark `shared`."""
+    return SHARED

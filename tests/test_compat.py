@@ -1,0 +1,291 @@
+"""The released names against the released code, with the same random weights."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+
+import jax
+import numpy as np
+import pytest
+
+from sam_jax import compat
+from sam_jax.checkpoint.load import Sam as LoadedSam
+from sam_jax.checkpoint.load import save
+from sam_jax.models.config import TINY, SamConfig
+from sam_jax.models.sam import SamModel, init
+
+CONFIG = SamConfig(
+    32, 2, 2, (1,), image_size=64, window_size=3, embed_dim=32, decoder_heads=4,
+    decoder_mlp_width=64, iou_head_width=32,
+)
+SIZES = {"landscape": (90, 170), "portrait": (201, 133), "tiny": (5, 7), "square": (64, 64)}
+
+
+def photo(hw, seed=0) -> np.ndarray:
+    """Smooth blobs and noise, uint8."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[: hw[0], : hw[1]].astype(np.float32)
+    waves = [np.sin(x / (3 + 4 * i) + y / (9 - 2 * i) + i) for i in range(3)]
+    noise = rng.normal(0, 20, (*hw, 3))
+    return np.clip(128 + 90 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A model with fresh weights; needs no PyTorch."""
+    params = jax.jit(init, static_argnums=0)(CONFIG, jax.random.key(0))
+    return compat.Sam(CONFIG, params)
+
+
+@pytest.fixture(scope="module")
+def pair():
+    """The released model and this project's, with the same weights."""
+    pytest.importorskip("torch", reason="compares with the released code, which needs PyTorch")
+    from tests.reference import build_reference, lively, stand_in_torchvision, state
+
+    stand_in_torchvision()  # the released code imports torchvision, which need not be there
+    pytest.importorskip("segment_anything", reason="compares with the released code")
+    from sam_jax.checkpoint.names import from_torch
+
+    reference = lively(build_reference(CONFIG), 3)
+    return reference, compat.Sam(CONFIG, from_torch(state(reference), CONFIG))
+
+
+def prompts_for(hw, low: np.ndarray) -> dict[str, dict]:
+    """The kinds of prompts that the issue lists."""
+    h, w = hw
+    points = np.array([[0.4 * w, 0.6 * h], [0.7 * w, 0.2 * h], [0.1 * w, 0.8 * h]])
+    labels, box = np.array([1, 0, 1]), np.array([0.2 * w, 0.1 * h, 0.8 * w, 0.7 * h])
+    return {
+        "point": dict(point_coords=points[:1], point_labels=labels[:1]),
+        "points": dict(point_coords=points, point_labels=labels, multimask_output=False),
+        "box": dict(box=box),
+        "box and points": dict(box=box, point_coords=points[:2], point_labels=labels[:2]),
+        "mask": dict(mask_input=low, multimask_output=False),
+        "mask and points": dict(mask_input=low, point_coords=points, point_labels=labels),
+        "nothing": {},
+    }
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_predictor_gives_the_released_masks(pair, size):
+    reference, own = pair
+    from segment_anything import SamPredictor
+
+    image = photo(SIZES[size])
+    theirs, ours = SamPredictor(reference), compat.SamPredictor(own)
+    theirs.set_image(image)
+    ours.set_image(image)
+    expected = theirs.get_image_embedding().numpy()
+    embedding = ours.get_image_embedding()
+    assert embedding.shape == expected.shape
+    np.testing.assert_allclose(embedding, expected, atol=1e-5 * np.abs(expected).max())
+    assert (ours.original_size, ours.input_size) == (theirs.original_size, theirs.input_size)
+    _, _, logits = theirs.predict(np.array([[1.0, 2.0]]), np.array([1]))
+    for kind, prompt in prompts_for(image.shape[:2], logits[:1]).items():
+        for as_logits in (False, True):
+            their, our = (p.predict(**prompt, return_logits=as_logits) for p in (theirs, ours))
+            for a, b in zip(our, their, strict=True):
+                assert a.shape == b.shape and a.dtype == b.dtype, kind
+            if as_logits:
+                scale = np.abs(their[0]).max()
+                np.testing.assert_allclose(our[0], their[0], atol=2e-5 * scale, err_msg=kind)
+            else:
+                assert (our[0] != their[0]).mean() < 1e-4, kind
+            np.testing.assert_allclose(our[1], their[1], atol=1e-4, err_msg=kind)
+            np.testing.assert_allclose(our[2], their[2], atol=1e-5 * np.abs(their[2]).max())
+
+
+def test_predict_torch_takes_and_gives_tensors(pair):
+    reference, own = pair
+    import torch
+    from segment_anything import SamPredictor
+
+    image = photo((90, 170))
+    theirs, ours = SamPredictor(reference), compat.SamPredictor(own)
+    theirs.set_image(image, "BGR")
+    ours.set_image(image, "BGR")
+    boxes = torch.tensor([[5, 6, 80, 70], [10, 10, 160, 85], [30.5, 20.5, 60, 60]])
+    their_boxes = theirs.transform.apply_boxes_torch(boxes, image.shape[:2])
+    our_boxes = ours.transform.apply_boxes_torch(boxes, image.shape[:2])
+    assert torch.equal(our_boxes, their_boxes)
+    arguments = dict(point_coords=None, point_labels=None, multimask_output=False)
+    their = theirs.predict_torch(boxes=their_boxes, **arguments)
+    our = ours.predict_torch(boxes=our_boxes.to(ours.device), **arguments)
+    assert all(isinstance(value, torch.Tensor) for value in our)
+    assert our[0].shape == their[0].shape == (3, 1, 90, 170) and our[0].dtype == torch.bool
+    assert (our[0] != their[0]).float().mean() < 1e-4
+    torch.testing.assert_close(our[1], their[1], atol=1e-4, rtol=0)
+    numpy_out = ours.predict_torch(boxes=np.asarray(our_boxes), **arguments)
+    assert isinstance(numpy_out[0].cpu().numpy(), np.ndarray)
+    np.testing.assert_array_equal(numpy_out[0], our[0].numpy())
+
+
+def test_batched_points_masks_and_boxes(pair):
+    reference, own = pair
+    import torch
+    from segment_anything import SamPredictor
+
+    image = photo((70, 64), 1)
+    theirs, ours = SamPredictor(reference), compat.SamPredictor(own)
+    theirs.set_image(image)
+    ours.set_image(image)
+    rng = np.random.default_rng(0)
+    points = torch.tensor(rng.uniform(0, 60, (5, 3, 2)), dtype=torch.float32)
+    labels = torch.tensor(rng.integers(-1, 2, (5, 3)))
+    boxes = torch.tensor([[1.0, 2, 40, 50]]).repeat(5, 1)
+    masks = torch.tensor(rng.normal(size=(5, 1, 16, 16)), dtype=torch.float32)
+    for given in [(points, labels, None, None), (points, labels, boxes, masks),
+                  (None, None, boxes, masks[:1]), (None, None, None, masks)]:
+        their, our = (p.predict_torch(*given, return_logits=True) for p in (theirs, ours))
+        for a, b in zip(our, their, strict=True):
+            torch.testing.assert_close(a, b, atol=3e-5 * float(b.abs().max()), rtol=0)
+
+
+def test_the_model_called_with_a_batch(pair):
+    reference, own = pair
+    import torch
+
+    batch = []
+    for hw in ((48, 64), (64, 40)):
+        image = torch.tensor(photo(hw).transpose(2, 0, 1).copy())
+        batch.append({
+            "image": image, "original_size": (hw[0] * 2, hw[1] * 2),
+            "boxes": torch.tensor([[1.0, 1, 30, 30], [5, 5, 20, 38]]),
+        })
+    their = reference(batch, multimask_output=True)
+    our = own(batch, multimask_output=True)
+    for a, b in zip(our, their, strict=True):
+        assert a.keys() == b.keys() and a["masks"].shape == b["masks"].shape
+        assert (a["masks"] != b["masks"]).float().mean() < 1e-4
+        torch.testing.assert_close(a["iou_predictions"], b["iou_predictions"], atol=1e-4, rtol=0)
+
+
+def test_resizing_and_coordinates(pair):
+    import torch
+    from segment_anything.utils.transforms import ResizeLongestSide
+
+    theirs, ours = ResizeLongestSide(64), compat.ResizeLongestSide(64)
+    for hw in [(90, 170), (201, 133), (5, 7), (64, 64), (31, 500)]:
+        image = photo(hw)
+        np.testing.assert_array_equal(ours.apply_image(image), theirs.apply_image(image))
+        points = np.random.default_rng(0).uniform(0, 100, (3, 4, 2))
+        np.testing.assert_array_equal(ours.apply_coords(points, hw), theirs.apply_coords(points, hw))
+        boxes = points.reshape(-1, 4)
+        np.testing.assert_array_equal(ours.apply_boxes(boxes, hw), theirs.apply_boxes(boxes, hw))
+        tensor = torch.tensor(image.transpose(2, 0, 1)[None].astype(np.float32))
+        torch.testing.assert_close(
+            ours.apply_image_torch(tensor), theirs.apply_image_torch(tensor), atol=0.05, rtol=0
+        )
+
+
+def test_signatures_are_the_released_ones(pair):
+    import segment_anything as theirs
+
+    for ours, released in [
+        (compat.SamPredictor.predict, theirs.SamPredictor.predict),
+        (compat.SamPredictor.predict_torch, theirs.SamPredictor.predict_torch),
+        (compat.SamPredictor.set_image, theirs.SamPredictor.set_image),
+        (compat.SamPredictor.set_torch_image, theirs.SamPredictor.set_torch_image),
+        (compat.SamAutomaticMaskGenerator.__init__, theirs.SamAutomaticMaskGenerator.__init__),
+    ]:
+        a, b = (inspect.signature(f).parameters for f in (ours, released))
+        assert [(p.name, p.default) for p in a.values()] == [
+            (p.name, p.default) for p in b.values()
+        ]
+    assert set(theirs.sam_model_registry) <= set(compat.sam_model_registry)
+
+
+GENERATOR = dict(
+    points_per_side=6, points_per_batch=10, pred_iou_thresh=0.0, stability_score_thresh=0.3,
+    box_nms_thresh=0.6, min_mask_region_area=0,
+)
+
+
+@pytest.mark.parametrize("changes", [
+    {},
+    dict(crop_n_layers=1, crop_n_points_downscale_factor=2, stability_score_thresh=0.5),
+    dict(min_mask_region_area=40, output_mode="uncompressed_rle"),
+    dict(pred_iou_thresh=0.4, stability_score_thresh=0.0, output_mode="coco_rle"),
+], ids=["plain", "crops", "regions", "thresholds"])
+def test_generator_gives_the_released_records(pair, changes):
+    reference, own = pair
+    if "min_mask_region_area" in changes:
+        pytest.importorskip("cv2", reason="the released code cleans regions with OpenCV")
+    if changes.get("output_mode") == "coco_rle":
+        pytest.importorskip("pycocotools", reason="the released code makes COCO RLE with it")
+    from segment_anything import SamAutomaticMaskGenerator
+
+    image = photo((120, 150), 2)
+    arguments = {**GENERATOR, **changes}
+    their = SamAutomaticMaskGenerator(reference, **arguments).generate(image)
+    our = compat.SamAutomaticMaskGenerator(own, **arguments).generate(image)
+    assert len(our) == len(their) > 5
+    for a, b in zip(our, their, strict=True):
+        assert a.keys() == b.keys()
+        assert a["bbox"] == b["bbox"] and a["crop_box"] == b["crop_box"]
+        assert abs(a["area"] - b["area"]) <= 2 and a["point_coords"] == b["point_coords"]
+        assert abs(a["predicted_iou"] - b["predicted_iou"]) < 1e-4
+        assert abs(a["stability_score"] - b["stability_score"]) < 1e-3
+        if isinstance(a["segmentation"], dict):
+            assert type(a["segmentation"]["counts"]) is type(b["segmentation"]["counts"])
+            if a["area"] == b["area"]:
+                assert a["segmentation"] == b["segmentation"]
+        else:
+            assert (a["segmentation"] != b["segmentation"]).mean() < 1e-4
+
+
+def test_the_predictor_s_state(plain):
+    predictor = compat.SamPredictor(plain)
+    assert not predictor.is_image_set and predictor.features is None
+    with pytest.raises(RuntimeError, match="set_image"):
+        predictor.predict(np.array([[1, 2]]), np.array([1]))
+    with pytest.raises(RuntimeError, match="set_image"):
+        predictor.get_image_embedding()
+    image = photo((30, 40))
+    predictor.set_image(image)
+    masks, scores, logits = predictor.predict(np.array([[20, 10]]), np.array([1]))
+    assert masks.shape == (3, 30, 40) and scores.shape == (3,) and logits.shape == (3, 16, 16)
+    kept = predictor.get_image_embedding().cpu().numpy()
+    other = compat.SamPredictor(plain)
+    other.features, other.is_image_set = kept, True
+    other.original_size, other.input_size = predictor.original_size, predictor.input_size
+    again = other.predict(np.array([[20, 10]]), np.array([1]))
+    np.testing.assert_array_equal(again[2], logits)
+    predictor.reset_image()
+    assert not predictor.is_image_set and predictor.original_size is None
+
+
+def test_bad_arguments_are_value_errors(plain):
+    predictor = compat.SamPredictor(plain)
+    with pytest.raises(ValueError, match="image_format"):
+        predictor.set_image(photo((8, 8)), "GBR")
+    with pytest.raises(ValueError, match="uint8"):
+        predictor.set_image(photo((8, 8)).astype(np.float32))
+    with pytest.raises(ValueError, match="long side 64"):
+        predictor.set_torch_image(np.zeros((1, 3, 10, 10)), (10, 10))
+    predictor.set_image(photo((8, 8)))
+    with pytest.raises(ValueError, match="point_labels"):
+        predictor.predict(np.array([[1, 2]]))
+    with pytest.raises(ValueError, match="BxNx2"):
+        predictor.predict(np.array([[1, 2]]), np.array([1, 0]))
+    with pytest.raises(ValueError, match="same number"):
+        predictor.predict_torch(np.zeros((2, 1, 2)), np.ones((2, 1)), np.zeros((3, 4)))
+
+
+def test_registry_builds_and_loads(tmp_path):
+    sam = compat.sam_model_registry["tiny"]()
+    assert sam.image_encoder.img_size == 512 and sam.mask_threshold == 0.0
+    assert sam.image_format == "RGB" and sam.to("cpu").eval() is sam
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert sam.to("mps") is sam
+    assert "stays on" in str(caught[0].message)
+    path = tmp_path / "tiny.pth"
+    save(LoadedSam(SamModel(TINY), sam.params, TINY, "tiny"), path)
+    again = compat.sam_model_registry["tiny"](checkpoint=str(path))
+    for a, b in zip(jax.tree.leaves(sam.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(ValueError, match="vit_b"):
+        compat.sam_model_registry["vit_b"](checkpoint=str(path))

@@ -1,0 +1,200 @@
+"""`python -m train --config configs/tiny.py [--field value ...]`: a training run, top to bottom."""
+
+from __future__ import annotations
+
+import json
+import logging
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+
+from sam_jax.checkpoint.load import Sam, load, save
+from sam_jax.data.images import find_images
+from sam_jax.data.pipeline import PipelineConfig, batches
+from sam_jax.data.scenes import CutPaste, ProceduralScenes
+from sam_jax.data.sources import Sa1bFolder
+from sam_jax.models import sam as sam_model
+from sam_jax.training.config import Stage, TrainConfig
+from sam_jax.training.optim import make_optimizer
+from sam_jax.training.step import TrainState, init_state, make_step
+
+
+def read_config(argv: list[str]) -> TrainConfig:
+    """The config that FILE's `config()` returns, with the fields changed that `argv` names."""
+    if argv in ([], ["-h"], ["--help"]):
+        raise SystemExit(
+            "usage: python -m train --config FILE [--field value ...]\n"
+            "       python -m train --config FILE --help    lists the fields"
+        )
+    if argv[0] != "--config" or len(argv) < 2:
+        raise ValueError("--config: expected first, with the path of a config file")
+    if not Path(argv[1]).is_file():
+        raise ValueError(f"--config: no such file: {argv[1]}")
+    found = runpy.run_path(argv[1])
+    if not callable(found.get("config")):
+        raise ValueError(f"--config: {argv[1]} has no function config() -> TrainConfig")
+    return tyro.cli(TrainConfig, default=found["config"](), args=argv[2:], prog="python -m train")
+
+
+def read_sources(config: TrainConfig, size: int) -> list:
+    """The (source, weight) pairs of a run. `data_root` "none" leaves the photographs out."""
+    sources, textures = [], []
+    if config.data_root != "none":
+        for folder, weight in config.photos:
+            path = Path(config.data_root) / folder
+            if not path.is_dir():
+                raise ValueError(
+                    f"data_root: expected a folder {path} of photographs in SA-1B form, found "
+                    "none; give --data-root DIR, or --data-root none to train without photographs"
+                )
+            sources.append((Sa1bFolder(path), weight))
+            textures = textures or find_images(path)
+    if config.cut_paste and sources:
+        share = config.cut_paste / sum(weight for _, weight in sources)
+        sources += [
+            (CutPaste(source, size=size, seed=config.seed + i), share * weight)
+            for i, (source, weight) in enumerate(list(sources))
+        ]
+    if config.scenes:
+        scenes = ProceduralScenes(size=size, seed=config.seed, texture_photos=textures)
+        sources.append((scenes, config.scenes))
+    return sources
+
+
+def stage_batches(config: TrainConfig, number: int, start: int):
+    """The endless batches of a stage from its step `start` on."""
+    stage = config.stages[number]
+    pipeline = PipelineConfig(
+        image_size=stage.image_size, mask_size=stage.image_size // 4,
+        max_masks=stage.max_masks, min_mask_pixels=stage.min_mask_pixels,
+        area_power=config.mask_area_power, scale_range=stage.scale_range,
+        batch_size=stage.batch_size,
+        **({} if config.augment else {"flip": False, "colour_jitter": 0.0}),
+    )
+    sources = read_sources(config, stage.image_size)
+    return batches(sources, pipeline, seed=config.seed + 1000 * number, start_step=start)
+
+
+def initial_variables(config: TrainConfig) -> dict:
+    """Fresh weights, or those of `init_from`."""
+    if not config.init_from:
+        return jax.jit(lambda key: sam_model.init(config.model, key))(jax.random.key(config.seed))
+    start = load(config.init_from)
+    if start.config.replace(dtype=config.model.dtype, drop_path=config.model.drop_path,
+                            decoder_dropout=config.model.decoder_dropout,
+                            remat=config.model.remat) != config.model:
+        raise ValueError(f"init_from: {config.init_from} is not a model of this config's shape")
+    return start.params
+
+
+def locate(config: TrainConfig, step: int) -> tuple[int, int]:
+    """The stage that step belongs to, and the step within it."""
+    for number, stage in enumerate(config.stages):
+        if step < stage.steps:
+            return number, step
+        step -= stage.steps
+    return len(config.stages), step
+
+
+class Stop:
+    """Set by SIGTERM or the first Ctrl-C: the loop saves and ends after the step in flight."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number, frame) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+def train_stage(config, number, state: TrainState, optimizer, manager, log, stop: Stop):
+    """Runs a stage from the state's step to its end, saving on the way."""
+    stage: Stage = config.stages[number]
+    before = sum(s.steps for s in config.stages[:number])
+    start = int(state.step) - before
+    run_step, data = make_step(config, stage, optimizer), stage_batches(config, number, start)
+    key, history, since = jax.random.key(config.seed + 1), [], time.time()
+    for step in range(before + start, before + stage.steps):
+        state, metrics = run_step(state, next(data), key)
+        history.append(metrics)
+        done = step + 1
+        if done % config.log_every == 0 or done == before + stage.steps or stop.asked:
+            row = {k: float(np.mean([jax.device_get(m[k]) for m in history])) for k in metrics}
+            row |= {"step": done, "seconds_per_step": (time.time() - since) / len(history)}
+            if not np.isfinite(row["loss"]):
+                raise FloatingPointError(f"the loss is {row['loss']} at step {done}: lower optim.lr")
+            log.write(json.dumps(row) + "\n")
+            log.flush()
+            print(
+                f"step {done}/{config.total_steps}  loss {row['loss']:.3f}  dice {row['dice']:.3f}"
+                f"  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}"
+                f"  {row['seconds_per_step']:.2f} s/step", flush=True,
+            )
+            history, since = [], time.time()
+        if done % config.save_every == 0 or stop.asked:
+            manager.save(done, args=ocp.args.StandardSave(state))
+        if stop.asked:
+            break
+    getattr(data, "close", lambda: None)()
+    return state
+
+
+def run(config: TrainConfig) -> int:
+    """Trains until the last stage's end, going on from the newest checkpoint in the workdir."""
+    # ---- state: a checkpoint of this run, else init_from, else fresh
+    folder = Path(config.workdir, config.name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizer = make_optimizer(config.optim, config.model, config.total_steps)
+    state = init_state(initial_variables(config), optimizer, bool(config.optim.ema))
+    manager = ocp.CheckpointManager(
+        folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
+    )
+    if manager.latest_step() is not None:
+        state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
+        print(f"going on from step {int(state.step)} in {folder}")
+
+    # ---- the loop
+    stop = Stop()
+    with open(folder / "metrics.jsonl", "a") as log:
+        while not stop.asked and locate(config, int(state.step))[0] < len(config.stages):
+            number, _ = locate(config, int(state.step))
+            stage = config.stages[number]
+            print(f"stage {number + 1}/{len(config.stages)}: {stage}")
+            state = train_stage(config, number, state, optimizer, manager, log, stop)
+
+    # ---- the end: weights that sam_jax.load reads
+    if int(state.step) not in manager.all_steps():
+        manager.save(int(state.step), args=ocp.args.StandardSave(state))
+    manager.wait_until_finished()
+    if stop.asked:
+        print(f"stopped at step {int(state.step)}; the same command goes on from there")
+        return 130
+    variables = {"params": state.ema or state.params, "buffers": state.buffers}
+    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False)
+    result = Sam(sam_model.SamModel(plain), jax.device_get(variables), plain, config.name)
+    save(result, folder / "model.safetensors")
+    print(f"wrote {folder / 'model.safetensors'}")
+    return 0
+
+
+def main() -> int:
+    """The command: 0 at the end, 2 for wrong input, 130 when stopped."""
+    logging.basicConfig(format="%(levelname)s %(message)s")
+    try:
+        return run(read_config(sys.argv[1:]))
+    except (ValueError, FloatingPointError) as error:
+        print(f"train: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
