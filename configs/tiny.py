@@ -16,11 +16,14 @@ def config() -> TrainConfig:
         name="tiny",
         model=TINY.replace(drop_path=0.05),
         stages=(
-            Stage(1500, 256, 12, 6, corrective_clicks=1, mask_only_rounds=0,
+            # Large masks first: a run that starts with small ones learns nothing for long.
+            Stage(500, 256, 12, 6, corrective_clicks=1, mask_only_rounds=0,
+                  min_mask_pixels=250, scale_range=(0.8, 1.6)),
+            Stage(1000, 256, 12, 6, corrective_clicks=1, mask_only_rounds=0,
+                  min_mask_pixels=60, scale_range=(0.7, 1.6)),
+            Stage(1000, 256, 12, 6, corrective_clicks=2, mask_only_rounds=1,
                   min_mask_pixels=36, scale_range=(0.7, 1.6)),
-            Stage(1300, 256, 12, 6, corrective_clicks=2, mask_only_rounds=1,
-                  min_mask_pixels=36, scale_range=(0.7, 1.6)),
-            Stage(500, 512, 6, 6, corrective_clicks=3, mask_only_rounds=1,
+            Stage(400, 512, 6, 6, corrective_clicks=3, mask_only_rounds=1,
                   min_mask_pixels=64, scale_range=(0.7, 1.6)),
         ),
         loss=LossConfig(iou_on_all=True),

@@ -13,8 +13,11 @@ import os
 import sys
 from typing import NoReturn
 
+from sam_jax import __version__
+
 COMMANDS = {
     "segment": ("sam_jax.inference.segment", "masks of a photo, from points, boxes or nothing"),
+    "evaluate": ("sam_jax.evaluation.command", "the paper's tables, on data with true masks"),
 }
 """Name -> module and one line of help."""
 
@@ -35,7 +38,8 @@ def main(argv: list[str] | None = None) -> int:
       argv: the arguments after the program's name; None takes those of the process.
 
     Returns:
-      The exit code: 0, 2 for bad input (one sentence on stderr), 130 after Ctrl-C.
+      The exit code: 0, 2 for bad input (one sentence on stderr), 130 after Ctrl-C. Where the
+      environment variable SAM_JAX_TRACEBACK is set, errors are raised instead.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -46,33 +50,41 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, OSError) as error:
+        if os.environ.get("SAM_JAX_TRACEBACK"):
+            raise
         print(f"sam-jax {argv[0]}: error: {_sentence(error)}", file=sys.stderr)
         return BAD_INPUT
 
 
 def _run(argv: list[str]) -> int:
-    parser = _Parser(prog="sam-jax", description="Segment Anything in JAX.")
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
-    module = None
-    for name, (where, summary) in COMMANDS.items():
-        command = commands.add_parser(name, help=summary, description=None)
-        if argv and argv[0] == name:
-            module = importlib.import_module(where)
-            command.description = module.__doc__.strip()
-            command.formatter_class = argparse.RawDescriptionHelpFormatter
-            module.add_arguments(command)
-    args = parser.parse_args(argv)
-    if args.version:
-        from sam_jax import __version__
-
-        print(f"sam-jax {__version__}")
-        return 0
-    if module is None:
-        parser.print_help()
-        return 0
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not argv or argv[0] not in COMMANDS:
+        return _no_command(argv)
+    name, arguments = argv[0], argv[1:]
+    module = importlib.import_module(COMMANDS[name][0])
+    parser = _Parser(
+        prog=f"sam-jax {name}", description=module.__doc__.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    args = parser.parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's notes are not for the user
     return module.run(args) or 0
+
+
+def _no_command(argv: list[str]) -> int:
+    """The help, the version, or an error."""
+    table = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
+    parser = _Parser(
+        prog="sam-jax", usage="sam-jax COMMAND ...", description="Segment Anything in JAX.",
+        epilog=f"commands (sam-jax COMMAND --help says more):\n{table}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"sam-jax {__version__}")
+    if argv and not argv[0].startswith("-"):
+        parser.error(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}")
+    parser.parse_args(argv)
+    parser.print_help()
+    return 0
 
 
 def _sentence(error: Exception) -> str:

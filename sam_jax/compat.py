@@ -26,7 +26,6 @@ from sam_jax.inference.arrays import as_given, host
 from sam_jax.inference.compiled import CompiledModel, use_compilation_cache
 from sam_jax.inference.generator import MaskGenerator
 from sam_jax.inference.longest_side import ResizeLongestSide
-from sam_jax.inference.predictor import Predictor
 from sam_jax.models.config import CONFIGS, SamConfig
 from sam_jax.models.prompt_encoder import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT, Prompts
 from sam_jax.models.sam import PIXEL_MEAN, PIXEL_STD, SamModel, init
@@ -356,11 +355,7 @@ def _prompts(points, labels, boxes, masks) -> Prompts:
 
 
 class SamAutomaticMaskGenerator(MaskGenerator):
-    """The released generator: arguments, defaults and records as `sam_jax.MaskGenerator`."""
-
-    def __init__(self, model: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(Predictor(model), *args, **kwargs)
-        self.mask_threshold = getattr(model, "mask_threshold", 0.0)
+    """The released generator: arguments, defaults and records are those of `MaskGenerator`."""
 
 
 def _builder(name: str) -> Callable[..., Sam]:

@@ -1,5 +1,6 @@
 """Options and shared fixtures. Devices are faked before any test uses jax."""
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -49,12 +50,9 @@ def pytest_sessionfinish(session, exitstatus):
 
 def pytest_runtest_setup(item):
     if item.get_closest_marker("torch"):
-        pytest.importorskip("torch", reason="compares with the released code: needs PyTorch")
-        pytest.importorskip(
-            "segment_anything",
-            reason="compares with the released code: pip install --no-deps segment-anything-py",
-            exc_type=ImportError,
-        )
+        missing = [m for m in ("torch", "segment_anything") if importlib.util.find_spec(m) is None]
+        if missing:
+            pytest.skip(f"compares with the released code: needs {' and '.join(missing)}")
     if item.get_closest_marker("shared") and not SHARED.is_dir():
         pytest.skip(f"needs the shared photographs at {SHARED}")
 

@@ -7,6 +7,7 @@ and `pytest.importorskip("segment_anything")`.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 import types
 
@@ -15,27 +16,35 @@ import torch
 from PIL import Image
 
 from sam_jax.models.config import SamConfig
+from tests.weights import lively_tensors
 
 
 def stand_in_torchvision() -> None:
-    """Puts the four functions that the released code imports from torchvision in `sys.modules`.
+    """Imports the released package where torchvision, of which it needs four functions, is missing.
 
-    Does nothing where torchvision itself is installed.
+    They are put in `sys.modules` while it is imported, and taken out again, so that no other
+    package takes them for torchvision. Does nothing where either package is as it should be.
     """
+    if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision"):
+        return
+    modules = {
+        "torchvision": {}, "torchvision.ops": {}, "torchvision.transforms": {},
+        "torchvision.ops.boxes": {"batched_nms": _batched_nms, "box_area": _box_area},
+        "torchvision.transforms.functional": {
+            "resize": _resize, "to_pil_image": Image.fromarray,
+        },
+    }
+    for name, members in modules.items():
+        module = types.ModuleType(name)
+        vars(module).update(members)
+        sys.modules[name] = module
     try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        modules = {
-            "torchvision": {}, "torchvision.ops": {}, "torchvision.transforms": {},
-            "torchvision.ops.boxes": {"batched_nms": _batched_nms, "box_area": _box_area},
-            "torchvision.transforms.functional": {
-                "resize": _resize, "to_pil_image": Image.fromarray,
-            },
-        }
-        for name, members in modules.items():
-            module = types.ModuleType(name)
-            vars(module).update(members)
-            sys.modules[name] = module
+        importlib.import_module("segment_anything")
+    except ModuleNotFoundError:
+        pass  # whoever needs it will say so
+    finally:
+        for name in modules:
+            del sys.modules[name]
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -109,37 +118,15 @@ def build_reference(config: SamConfig):
 def lively(reference, seed: int = 0):
     """Fills a reference model with seeded random weights under which every part matters.
 
-    Products keep their input's variance, position tables are as large as what they are added to,
-    and no bias or norm is at the value that it is initialised with. The numbers come from NumPy,
-    so they are the same with every release of PyTorch.
+    See `tests.weights`.
 
     Returns:
       The same model.
     """
-    rng = np.random.default_rng(seed)
-    tensors = {}
-    for name, old in reference.state_dict().items():
-        x = rng.standard_normal(tuple(old.shape), dtype=np.float32)
-        if "pos_embed" in name:
-            x *= 0.5
-        elif "rel_pos" in name:
-            x *= 0.3
-        elif old.ndim == 4 and "output_upscaling" in name:  # transposed: input channels come first
-            x *= old.shape[0] ** -0.5
-        elif old.ndim == 4 or (old.ndim == 2 and name.endswith("weight") and _is_product(name)):
-            x *= 1.5 * float(np.prod(old.shape[1:])) ** -0.5
-        elif name.endswith("bias"):
-            x *= 0.2
-        elif old.ndim == 1:  # a norm's scale
-            x = 1.0 + 0.3 * x
-        tensors[name] = torch.from_numpy(np.asarray(x, np.float32))
-    reference.load_state_dict(tensors, strict=True)
+    shapes = {name: tuple(x.shape) for name, x in reference.state_dict().items()}
+    tensors = lively_tensors(shapes, seed)
+    reference.load_state_dict({k: torch.from_numpy(x) for k, x in tensors.items()}, strict=True)
     return reference
-
-
-def _is_product(name: str) -> bool:
-    lookups = ("iou_token.", "mask_tokens.", "point_embeddings.", "_embed.weight")
-    return not any(part in name for part in lookups)
 
 
 def state(reference) -> dict[str, np.ndarray]:

@@ -10,32 +10,17 @@ import numpy as np
 import pytest
 
 from sam_jax import compat
-from sam_jax.checkpoint.load import Sam as LoadedSam
 from sam_jax.checkpoint.load import save
-from sam_jax.models.config import TINY, SamConfig
-from sam_jax.models.sam import SamModel, init
+from sam_jax.models.config import CONFIGS
+from tests.small import CONFIG, photo, small_sam
 
-CONFIG = SamConfig(
-    32, 2, 2, (1,), image_size=64, window_size=3, embed_dim=32, decoder_heads=4,
-    decoder_mlp_width=64, iou_head_width=32,
-)
 SIZES = {"landscape": (90, 170), "portrait": (201, 133), "tiny": (5, 7), "square": (64, 64)}
-
-
-def photo(hw, seed=0) -> np.ndarray:
-    """Smooth blobs and noise, uint8."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[: hw[0], : hw[1]].astype(np.float32)
-    waves = [np.sin(x / (3 + 4 * i) + y / (9 - 2 * i) + i) for i in range(3)]
-    noise = rng.normal(0, 20, (*hw, 3))
-    return np.clip(128 + 90 * np.stack(waves, -1) + noise, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def plain():
     """A model with fresh weights; needs no PyTorch."""
-    params = jax.jit(init, static_argnums=0)(CONFIG, jax.random.key(0))
-    return compat.Sam(CONFIG, params)
+    return compat.Sam(CONFIG, small_sam().params)
 
 
 @pytest.fixture(scope="module")
@@ -197,31 +182,60 @@ def test_signatures_are_the_released_ones(pair):
     assert set(theirs.sam_model_registry) <= set(compat.sam_model_registry)
 
 
-GENERATOR = dict(
-    points_per_side=6, points_per_batch=10, pred_iou_thresh=0.0, stability_score_thresh=0.3,
-    box_nms_thresh=0.6, min_mask_region_area=0,
-)
+def blobs(points_xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A stand-in for the decoder: logits [N, 4, 16, 16] and scores [N, 4] out of points [N, 2].
+
+    Discs around the point with a hole and an island, so that every step of the generator matters;
+    a network with random weights paints the whole photo whatever the point.
+    """
+    x, y = (points_xy[:, i, None, None, None].astype(np.float32) for i in (0, 1))
+    k = np.arange(4, dtype=np.float32)[:, None, None]
+    row, column = (np.mgrid[:16, :16].astype(np.float32) * 4 + 2)[:, None, None]
+    radius = 3 + 3 * k + (7 * x + 3 * y) % 9
+
+    def disc(dx, dy, r):
+        return r - np.hypot(column - x - dx, row - y - dy)
+
+    hole, island = disc(2 + k, 1.0, 0.35 * radius), disc(-19.0, 9 * k - 8, 1 + (x + y) % 5)
+    logits = np.maximum(np.minimum(disc(0.0, 0.0, radius), -hole), island) + 0.3
+    return logits.astype(np.float32), (0.8 + 0.2 * np.sin(3 * x + 5 * y + k))[..., 0, 0]
 
 
-@pytest.mark.parametrize("changes", [
-    {},
-    dict(crop_n_layers=1, crop_n_points_downscale_factor=2, stability_score_thresh=0.5),
-    dict(min_mask_region_area=40, output_mode="uncompressed_rle"),
-    dict(pred_iou_thresh=0.4, stability_score_thresh=0.0, output_mode="coco_rle"),
-], ids=["plain", "crops", "regions", "thresholds"])
-def test_generator_gives_the_released_records(pair, changes):
+@pytest.fixture
+def pair_of_blobs(pair, monkeypatch):
+    """Both models with `blobs` in place of their decoders."""
+    import torch
+
     reference, own = pair
-    if "min_mask_region_area" in changes:
-        pytest.importorskip("cv2", reason="the released code cleans regions with OpenCV")
-    if changes.get("output_mode") == "coco_rle":
-        pytest.importorskip("pycocotools", reason="the released code makes COCO RLE with it")
+
+    class Prompts(torch.nn.Module):
+        def forward(self, points, boxes, masks):
+            return points[0][:, 0], None
+
+        def get_dense_pe(self):
+            return None
+
+    class Decoder(torch.nn.Module):
+        def forward(self, sparse_prompt_embeddings, **_):
+            logits, scores = blobs(sparse_prompt_embeddings.float().numpy())
+            return torch.tensor(logits[:, 1:]), torch.tensor(scores[:, 1:])
+
+    monkeypatch.setitem(reference._modules, "prompt_encoder", Prompts())
+    monkeypatch.setitem(reference._modules, "mask_decoder", Decoder())
+    monkeypatch.setattr(
+        compat.CompiledModel, "decode", lambda self, _, prompts, **__: blobs(prompts.points[0, :, 0])
+    )
+    return pair
+
+
+def both_records(pair, image, **arguments) -> int:
+    """Checks that both generators give the same records; returns how many."""
     from segment_anything import SamAutomaticMaskGenerator
 
-    image = photo((120, 150), 2)
-    arguments = {**GENERATOR, **changes}
+    reference, own = pair
     their = SamAutomaticMaskGenerator(reference, **arguments).generate(image)
     our = compat.SamAutomaticMaskGenerator(own, **arguments).generate(image)
-    assert len(our) == len(their) > 5
+    assert len(our) == len(their)
     for a, b in zip(our, their, strict=True):
         assert a.keys() == b.keys()
         assert a["bbox"] == b["bbox"] and a["crop_box"] == b["crop_box"]
@@ -230,10 +244,42 @@ def test_generator_gives_the_released_records(pair, changes):
         assert abs(a["stability_score"] - b["stability_score"]) < 1e-3
         if isinstance(a["segmentation"], dict):
             assert type(a["segmentation"]["counts"]) is type(b["segmentation"]["counts"])
-            if a["area"] == b["area"]:
-                assert a["segmentation"] == b["segmentation"]
+            assert a["area"] != b["area"] or a["segmentation"] == b["segmentation"]
         else:
             assert (a["segmentation"] != b["segmentation"]).mean() < 1e-4
+    return len(our)
+
+
+@pytest.mark.parametrize("changes", [
+    dict(output_mode="binary_mask"),
+    dict(output_mode="uncompressed_rle", points_per_batch=7),
+    dict(output_mode="coco_rle", crop_n_layers=1, crop_n_points_downscale_factor=2),
+    dict(min_mask_region_area=60),
+    dict(min_mask_region_area=600, crop_n_layers=2, crop_n_points_downscale_factor=2,
+         crop_overlap_ratio=0.5),
+    dict(points_per_side=None, point_grids=[np.array([[0.3, 0.4], [0.7, 0.5], [0.1, 0.9]])]),
+    dict(pred_iou_thresh=0.0, stability_score_thresh=0.0, stability_score_offset=0.5),
+], ids=["plain", "batches", "crops", "regions", "layers and regions", "own grid", "no thresholds"])
+def test_generator_gives_the_released_records(pair_of_blobs, changes):
+    if "min_mask_region_area" in changes:
+        pytest.importorskip("cv2", reason="the released code cleans regions with OpenCV")
+    if changes.get("output_mode") == "coco_rle":
+        pytest.importorskip("pycocotools", reason="the released code makes COCO RLE with it")
+    arguments = {
+        "points_per_side": 8, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.6,
+        "box_nms_thresh": 0.6, **changes,
+    }
+    for hw in ((120, 150), (201, 133)):
+        assert both_records(pair_of_blobs, photo(hw, 2), **arguments) >= 2
+
+
+def test_generator_with_the_network_gives_the_released_records(pair):
+    # Its masks all fill the photo, so only a threshold of 1 leaves more than one of them.
+    count = both_records(
+        pair, photo((120, 150), 2), points_per_side=6, points_per_batch=10, pred_iou_thresh=-1.0,
+        stability_score_thresh=0.3, box_nms_thresh=1.0,
+    )
+    assert count > 30
 
 
 def test_the_predictor_s_state(plain):
@@ -274,18 +320,20 @@ def test_bad_arguments_are_value_errors(plain):
         predictor.predict_torch(np.zeros((2, 1, 2)), np.ones((2, 1)), np.zeros((3, 4)))
 
 
-def test_registry_builds_and_loads(tmp_path):
-    sam = compat.sam_model_registry["tiny"]()
-    assert sam.image_encoder.img_size == 512 and sam.mask_threshold == 0.0
+def test_registry_builds_and_loads(tmp_path, monkeypatch):
+    monkeypatch.setitem(CONFIGS, "small", CONFIG)
+    build = compat._builder("small")
+    sam = build()
+    assert sam.image_encoder.img_size == 64 and sam.mask_threshold == 0.0
     assert sam.image_format == "RGB" and sam.to("cpu").eval() is sam
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert sam.to("mps") is sam
     assert "stays on" in str(caught[0].message)
-    path = tmp_path / "tiny.pth"
-    save(LoadedSam(SamModel(TINY), sam.params, TINY, "tiny"), path)
-    again = compat.sam_model_registry["tiny"](checkpoint=str(path))
-    for a, b in zip(jax.tree.leaves(sam.params), jax.tree.leaves(again.params), strict=True):
+    path = tmp_path / "small.pth"
+    save(small_sam(), path)
+    again = build(checkpoint=str(path))
+    for a, b in zip(jax.tree.leaves(small_sam().params), jax.tree.leaves(again.params), strict=True):
         np.testing.assert_array_equal(a, b)
-    with pytest.raises(ValueError, match="vit_b"):
+    with pytest.raises(ValueError, match="small.pth"):
         compat.sam_model_registry["vit_b"](checkpoint=str(path))

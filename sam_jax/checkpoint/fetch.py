@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import os
 import urllib.error
 import urllib.request
@@ -69,7 +70,7 @@ def released_file(name: str) -> Path:
                 if not path.exists():
                     _fetch(released, path)
                     return path
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", None) or error
             raise CheckpointError(
                 f"{name}: can't fetch the released file ({reason}). Download {released.url} "

@@ -164,6 +164,8 @@ def _read_orbax(path: Path, expected: SamConfig | None) -> Contents:
                 key: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
                 for key, leaf in tree.items()
             }
+            if not tree:
+                raise ValueError("it lists no arrays")
             # Orbax itself would cut or fill an array of another shape.
             names.check_own(tree, config, str(path))
             target = {key: np.empty(leaf.shape, np.float32) for key, leaf in tree.items()}

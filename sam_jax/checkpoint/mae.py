@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sam_jax.checkpoint.infer import describe
-from sam_jax.checkpoint.names import flatten, unflatten
+from sam_jax.checkpoint.names import flatten, own_shapes, unflatten
 from sam_jax.checkpoint.pth import read_pth
 from sam_jax.checkpoint.strict import CheckpointError, Shape, check
 from sam_jax.models.config import SamConfig
@@ -70,16 +70,22 @@ def from_mae(
 ) -> dict:
     """As `load_mae`, from tensors by their names."""
     tensors = {name: x for name, x in tensors.items() if not IGNORED.fullmatch(name)}
-    fresh = flatten(jax.jit(init, static_argnums=0)(config, key))
-    names = _names(config)
+    names, own_shape = _names(config), own_shapes(config)
     patch, grid = _patch_and_grid(tensors, what)
     expected: dict[str, Shape] = {
         "pos_embed": (1, grid * grid + 1, config.encoder_width),
         "patch_embed.proj.weight": (config.encoder_width, 3, patch, patch),
     }
     for name, own in names.items():
-        expected.setdefault(name, tuple(reversed(fresh[own].shape)))
+        expected.setdefault(name, tuple(reversed(own_shape[own])))
     check(expected, tensors, f"{what} as the MAE encoder of {describe(config)}")
+    taken = set(names.values())
+
+    @jax.jit  # what isn't returned isn't computed
+    def rest(key: jax.Array) -> dict[str, jax.Array]:
+        return {own: x for own, x in flatten(init(config, key)).items() if own not in taken}
+
+    flat = rest(key)
     for name, own in names.items():
         x = np.asarray(tensors[name], np.float32)
         if name == "pos_embed":
@@ -89,8 +95,8 @@ def from_mae(
             x = x.reshape(-1, config.encoder_width)
         else:
             x = x.T
-        fresh[own] = jnp.array(x, jnp.float32, copy=True)
-    return unflatten(fresh)
+        flat[own] = jnp.array(x, jnp.float32, copy=True)
+    return unflatten(flat)
 
 
 def _names(config: SamConfig) -> dict[str, str]:

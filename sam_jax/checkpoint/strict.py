@@ -38,10 +38,17 @@ class CheckpointError(ValueError):
             ("missing", self.missing), ("unused", self.unused), ("misshapen", shapes),
         ):
             if lines:
-                parts = Counter(line.split(".")[0].split("/")[0] for line in lines)
+                parts = Counter(map(_part, lines))
                 counts = ", ".join(f"{part} {n}" for part, n in parts.items())
                 yield f"{title} ({len(lines)}: {counts}):"
                 yield from (f"  {line}" for line in lines)
+
+
+def _part(name: str) -> str:
+    """The part of the model that a name, in any naming, belongs to."""
+    if name.startswith(("params/", "buffers/")):
+        return name.split("/")[1]
+    return name.split(".")[0]
 
 
 def check(

@@ -33,8 +33,8 @@ def batches(
     """An endless Grain iterator of batches that depend on (seed, step) and on nothing else.
 
     Each source is shuffled, repeated with a new order each time, and mixed by weight. A record
-    that cannot be used is replaced by another of its source, drawn from the same random stream,
-    and is logged once by name. Needs the extra `train` (grain).
+    that cannot be read, or whose drawn window shows no usable mask, is replaced by another of its
+    source, drawn from the same random stream; one that cannot be read is logged once by name. Needs the extra `train` (grain).
 
     Args:
       sources: (source, weight) pairs; weights are relative and positive.
@@ -45,8 +45,8 @@ def batches(
       process_count: number of processes; divides `config.batch_size`.
       threads: threads that make batches; 0 makes them in the caller's thread.
       prefetch: batches made ahead.
-      skipped: filled, if given, with {"SOURCE NUMBER:RECORD INDEX": reason}; its length is the
-        count, and each reason names the record.
+      skipped: filled, if given, with {"SOURCE NUMBER:RECORD INDEX": reason} of what could not be
+        read; its length is the count, and each reason names the record.
 
     Returns:
       A `grain.DatasetIterator` whose elements are the dicts of `make_sample` with a leading axis
@@ -149,9 +149,12 @@ def _usable_sample(
             sample = make_sample(record, rng, config)
             if sample is not None:
                 return sample
-            reason = f"{name}: no mask of a usable size"
+            reason = f"{name}: no mask of a usable size"  # in the window drawn: no fault of its own
+            log.debug("record %d of source %d: %s", index, number, reason)
+            index = int(rng.integers(len(source)))
+            continue
         except RecordError as error:
-            name, reason = f"{index}", str(error)
+            reason = str(error)
         key = f"{number}:{index}"
         if skipped.setdefault(key, reason) is reason:  # the first time, whatever the thread
             log.warning("skipped record %d of source %d (%s)", index, number, reason)

@@ -48,7 +48,7 @@ class MaskGenerator:
     """Finds masks for everything in a photo.
 
     Args:
-      sam: what `sam_jax.load` gives, or a `Predictor`.
+      model: what `sam_jax.load` gives, or a `Predictor`.
       points_per_side: the grid has this many points on each side of the photo; None if
         `point_grids` are given.
       points_per_batch: points that the decoder takes in one call.
@@ -73,7 +73,7 @@ class MaskGenerator:
 
     def __init__(
         self,
-        sam: Any,
+        model: Any,
         points_per_side: int | None = 32,
         points_per_batch: int = 64,
         pred_iou_thresh: float = 0.88,
@@ -98,7 +98,7 @@ class MaskGenerator:
         self.point_grids = _grids(
             points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor
         )
-        self.predictor = sam if isinstance(sam, Predictor) else Predictor(sam)
+        self.predictor = model if isinstance(model, Predictor) else Predictor(model)
         self.points_per_batch = points_per_batch
         self.pred_iou_thresh = pred_iou_thresh
         self.stability_score_thresh = stability_score_thresh
@@ -109,7 +109,7 @@ class MaskGenerator:
         self.crop_overlap_ratio = crop_overlap_ratio
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
-        self.mask_threshold = 0.0
+        self.mask_threshold = getattr(model, "mask_threshold", 0.0)
 
     def generate(self, image: Any, *, progress: bool = False) -> list[dict[str, Any]]:
         """Masks of everything in a photo.

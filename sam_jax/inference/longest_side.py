@@ -37,13 +37,14 @@ class ResizeLongestSide:
 
     def apply_coords_torch(self, coords: Any, original_size: Any) -> Any:
         """`apply_coords` in float32."""
-        scaled = scale_points(host(coords), original_size, self.target_length)
-        return as_given(scaled.astype(np.float32), coords)
+        ratios = scale_points(np.ones(2), original_size, self.target_length).astype(np.float32)
+        return as_given(host(coords).astype(np.float32) * ratios, coords)
 
     def apply_boxes_torch(self, boxes: Any, original_size: Any) -> Any:
         """`apply_boxes` in float32."""
-        scaled = self.apply_boxes(host(boxes), original_size)
-        return as_given(scaled.astype(np.float32), boxes)
+        corners = host(boxes).astype(np.float32).reshape(-1, 2, 2)
+        scaled = host(self.apply_coords_torch(corners, original_size)).reshape(-1, 4)
+        return as_given(scaled, boxes)
 
     @staticmethod
     def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:

@@ -63,6 +63,8 @@ def gather(
         raise ValueError(
             "text: expected a text embedding of numbers, got a string; embed it with CLIP first"
         )
+    if points_xy is not None and _is_empty(points_xy):
+        points_xy, labels = None, None if labels is None or _is_empty(labels) else labels
     if labels is not None and points_xy is None:
         raise ValueError("labels: given without points_xy; pass the points that they belong to")
     given = {
@@ -242,6 +244,10 @@ def _depth(value) -> int:
     if isinstance(value, list | tuple):
         return 1 + max((_depth(x) for x in value if x is not None), default=0)
     return 0
+
+
+def _is_empty(value) -> bool:
+    return hasattr(value, "__len__") and len(value) == 0
 
 
 def _brief(value: Any) -> str:

@@ -3,8 +3,10 @@
 The released code enlarges the logits to the padded frame, cuts the padding off and resizes the
 rest to the photo, both times bilinearly with half-pixel centres and no antialiasing
 (`modeling/sam.py` postprocess_masks). Both steps are linear and work on each axis alone, so one
-matrix an axis does them: [H, h] @ logits @ [w, W]. Rows are computed a stripe at a time, from the
-few low-resolution rows that touch them, so memory stays small whatever the photo's size.
+matrix an axis does them: [H, h] @ logits @ [w, W]. At most four numbers of a row of these are not
+zero, so they are sparse. Rows are computed a stripe at a time: memory stays small whatever the
+photo's size. (scipy's sparse product runs on one core; with dense matrices a threaded BLAS took
+100 times as long wherever the cores were busy.)
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import functools
 from collections.abc import Iterator
 
 import numpy as np
+from scipy import sparse
 
 from sam_jax.ops.resize import weights
 
@@ -20,8 +23,8 @@ STRIPE = 128
 """Rows of the photo that are computed at a time."""
 
 
-@functools.lru_cache(maxsize=16)
-def upscale_matrix(low: int, frame: int, crop: int, size: int) -> np.ndarray:
+@functools.lru_cache(maxsize=64)
+def upscale_matrix(low: int, frame: int, crop: int, size: int) -> sparse.csr_array:
     """float32 [size, low]: `low` samples -> `frame`, the first `crop` of them -> `size`."""
     to_frame = weights(low, frame, "linear").astype(np.float64)
     # PyTorch computes these positions in float32; on a large photo that moves them by 1e-4 pixels.
@@ -30,7 +33,8 @@ def upscale_matrix(low: int, frame: int, crop: int, size: int) -> np.ndarray:
     first = np.minimum(np.floor(at).astype(np.int64), crop - 1)
     second = np.minimum(first + 1, crop - 1)
     t = (at - first)[:, None]
-    return (to_frame[first] * (1 - t) + to_frame[second] * t).astype(np.float32)
+    matrix = to_frame[first] * (1 - t) + to_frame[second] * t
+    return sparse.csr_array(matrix.astype(np.float32))
 
 
 def stripes(
@@ -43,12 +47,11 @@ def stripes(
     low_h, low_w = logits.shape
     rows = upscale_matrix(low_h, frame, input_hw[0], image_hw[0])
     columns = upscale_matrix(low_w, frame, input_hw[1], image_hw[1])
-    wide = np.asarray(logits, np.float32) @ columns.T
+    wide = columns @ np.ascontiguousarray(logits.T, np.float32)
+    wide = np.ascontiguousarray(wide.T)
     for start in range(0, image_hw[0], STRIPE):
-        part = rows[start : start + STRIPE]
-        used = np.flatnonzero(part.any(0))
-        low, high = used[0], used[-1] + 1
-        yield slice(start, start + len(part)), part[:, low:high] @ wide[low:high]
+        stop = min(start + STRIPE, image_hw[0])
+        yield slice(start, stop), rows[start:stop] @ wide
 
 
 def upscale_logits(

@@ -1,0 +1,25 @@
+"""The paper's tables: `sam-jax evaluate TABLE --data DIR --model M`."""
+
+from __future__ import annotations
+
+import argparse
+
+from sam_jax.evaluation import single_point
+
+TABLES = {"single-point": single_point}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """One subcommand a table."""
+    tables = parser.add_subparsers(dest="table", metavar="TABLE", required=True)
+    for name, module in TABLES.items():
+        table = tables.add_parser(
+            name, help=module.__doc__.splitlines()[0], description=module.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(table)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the table that was asked for."""
+    TABLES[args.table].run(args)

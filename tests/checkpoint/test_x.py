@@ -1,4 +1,0 @@
-import pytest
-@pytest.mark.torch
-def test_a():
-    pass

@@ -1,0 +1,121 @@
+"""Automatic masks; what the released generator gives is compared in tests/test_compat.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sam_jax.inference.generator import Candidate, MaskGenerator, clean_regions
+from sam_jax.inference.predictor import Predictor
+from sam_jax.ops import rle
+from sam_jax.ops.masks import mask_boxes
+from tests.small import photo, small_sam
+
+LOOSE = dict(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor(small_sam(), cache=False)
+
+
+def test_records(predictor):
+    records = MaskGenerator(predictor, **LOOSE).generate(photo((50, 81)))
+    assert len(records) == 48  # 16 points, 3 masks each, nothing filtered
+    for record in records:
+        mask = record["segmentation"]
+        assert mask.shape == (50, 81) and mask.dtype == bool
+        assert record["area"] == mask.sum() and record["crop_box"] == [0, 0, 81, 50]
+        x0, y0, x1, y1 = mask_boxes(mask).tolist()
+        assert record["bbox"] == [x0, y0, x1 - x0, y1 - y0]
+    scores = [record["predicted_iou"] for record in records]
+    assert scores == sorted(scores, reverse=True)
+    points = {tuple(record["point_coords"][0]) for record in records}
+    expected = {((i + 0.5) / 4 * 81, (j + 0.5) / 4 * 50) for i in range(4) for j in range(4)}
+    np.testing.assert_allclose(sorted(points), sorted(expected))
+
+
+def test_the_points_masks_are_the_predictor_s(predictor):
+    image = photo((50, 81))
+    record = MaskGenerator(predictor, **LOOSE).generate(image)[5]
+    out = predictor.predict(predictor.embed(image), record["point_coords"])
+    k = int(np.abs(out.scores - record["predicted_iou"]).argmin())
+    np.testing.assert_allclose(out.scores[k], record["predicted_iou"], atol=1e-5)
+    assert (out.masks[k] != record["segmentation"]).mean() < 1e-4
+
+
+def test_forms_of_output_hold_the_same_masks(predictor):
+    image = photo((50, 81))
+    masks, plain, coco = (
+        MaskGenerator(predictor, **LOOSE, output_mode=mode).generate(image)
+        for mode in ("binary_mask", "uncompressed_rle", "coco_rle")
+    )
+    for a, b, c in zip(masks, plain, coco, strict=True):
+        assert isinstance(b["segmentation"]["counts"], list)
+        assert isinstance(c["segmentation"]["counts"], str)
+        np.testing.assert_array_equal(rle.decode(b["segmentation"]), a["segmentation"])
+        np.testing.assert_array_equal(rle.decode(c["segmentation"]), a["segmentation"])
+
+
+def test_thresholds_filter(predictor):
+    image = photo((50, 81))
+    everything = MaskGenerator(predictor, **LOOSE).generate(image)
+    scores = sorted(record["predicted_iou"] for record in everything)
+    limit = scores[-8]
+    assert limit > 0  # 0 and less mean no limit
+    above = MaskGenerator(predictor, **{**LOOSE, "pred_iou_thresh": limit}).generate(image)
+    assert len(above) == sum(score > limit for score in scores)  # strictly
+    stable = [record["stability_score"] for record in everything]
+    limit = sorted(stable)[20]
+    kept = MaskGenerator(predictor, **{**LOOSE, "stability_score_thresh": limit}).generate(image)
+    assert len(kept) == sum(score >= limit for score in stable)
+    assert MaskGenerator(predictor, **{**LOOSE, "pred_iou_thresh": 99.0}).generate(image) == []
+
+
+def test_crops(predictor):
+    records = MaskGenerator(predictor, **LOOSE, crop_n_layers=1, crop_nms_thresh=1.0).generate(
+        photo((200, 300))
+    )
+    boxes = {tuple(record["crop_box"]) for record in records}
+    assert (0, 0, 300, 200) in boxes and all(w in (184, 300) for _, _, w, _ in boxes)
+    # Smaller crops come first, and none of their masks touches an inner edge of its crop.
+    areas = [record["crop_box"][2] * record["crop_box"][3] for record in records]
+    assert areas == sorted(areas)
+    for record in records:
+        x, y, w, h = record["crop_box"]
+        mask = record["segmentation"]
+        assert mask.shape == (200, 300) and mask[y : y + h, x : x + w].sum() == record["area"]
+
+
+def test_cleaned_regions_lose_against_clean_ones():
+    disc = np.hypot(*(np.mgrid[:40, :40] - 20)) < 15
+    holed = disc.copy()
+    holed[20, 20] = False
+    speck = np.zeros((40, 40), bool)
+    speck[2, 2] = True
+    candidates = [
+        Candidate(rle.uncompressed(mask), mask_boxes(mask), np.float32(score), np.float32(1),
+                  np.zeros(2), (0, 0, 40, 40))
+        for mask, score in ((holed | speck, 0.99), (disc, 0.9))
+    ]
+    kept = clean_regions(candidates, 10, 0.7)
+    assert len(kept) == 1 and kept[0].score == np.float32(0.9)
+    alone = clean_regions(candidates[:1], 10, 0.7)[0]
+    np.testing.assert_array_equal(rle.decode(alone.rle), disc)
+    np.testing.assert_array_equal(alone.box_xyxy, mask_boxes(disc))
+    assert clean_regions([], 10, 0.7) == []
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(points_per_side=None), "exactly one"),
+    (dict(point_grids=[np.zeros((1, 2))]), "exactly one"),
+    (dict(points_per_side=None, point_grids=[np.zeros((1, 2))], crop_n_layers=1), "2 layers"),
+    (dict(points_per_side=None, point_grids=[np.zeros((1, 3))]), "point_grids"),
+    (dict(points_per_side=0), "points_per_side"),
+    (dict(points_per_side=2, crop_n_layers=2, crop_n_points_downscale_factor=2), "points_per_side"),
+    (dict(points_per_batch=0), "points_per_batch"),
+    (dict(output_mode="png"), "output_mode"),
+])
+def test_bad_arguments(predictor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MaskGenerator(predictor, **arguments)

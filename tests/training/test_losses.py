@@ -1,0 +1,79 @@
+"""The losses against sums written out in NumPy, and their limits."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax.training.losses import dice_loss, focal_loss, mask_iou, prompt_losses
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(0, 3, (2, 3, 6, 5)).astype(np.float32)
+TARGET = (RNG.random((2, 6, 5)) > 0.6).astype(np.float32)
+
+
+def test_focal_loss_is_the_papers_formula():
+    p = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+    t = TARGET[:, None].astype(np.float64)
+    pt = np.where(t == 1, p, 1 - p)
+    alpha = np.where(t == 1, 0.25, 0.75)
+    expected = (-alpha * (1 - pt) ** 2 * np.log(pt)).mean((-2, -1))
+    np.testing.assert_allclose(focal_loss(LOGITS, TARGET[:, None]), expected, rtol=1e-5)
+
+
+def test_focal_loss_without_focus_or_weights_is_cross_entropy():
+    p = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+    t = TARGET[:, None]
+    expected = -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean((-2, -1))
+    np.testing.assert_allclose(focal_loss(LOGITS, t, alpha=-1, gamma=0.0), expected, rtol=1e-5)
+
+
+def test_dice_loss():
+    p = 1 / (1 + np.exp(-LOGITS.astype(np.float64)))
+    t = np.broadcast_to(TARGET[:, None], LOGITS.shape)
+    expected = 1 - (2 * (p * t).sum((-2, -1)) + 1) / (p.sum((-2, -1)) + t.sum((-2, -1)) + 1)
+    np.testing.assert_allclose(dice_loss(LOGITS, TARGET[:, None]), expected, rtol=1e-5)
+    sure = (TARGET * 2 - 1) * 50
+    np.testing.assert_allclose(dice_loss(sure, TARGET), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [-1e4, 1e4])
+def test_extreme_logits_give_finite_losses_and_gradients(value):
+    logits = jnp.full((4, 4), value)
+    for loss in (focal_loss, dice_loss):
+        grad = jax.grad(lambda x, f=loss: f(x, jnp.ones((4, 4))))(logits)
+        assert np.isfinite(loss(logits, jnp.ones((4, 4))))
+        assert np.isfinite(grad).all()
+
+
+def test_iou_of_masks():
+    a = jnp.array([[1.0, 1, -1, -1]])
+    assert mask_iou(a, jnp.array([[1.0, 0, 1, 0]])) == pytest.approx(1 / 3)
+    assert mask_iou(-jnp.ones((2, 2)), jnp.zeros((2, 2))) == 1.0
+
+
+def test_only_the_best_mask_gets_gradient():
+    good = (TARGET[0] * 2 - 1) * 4
+    logits = jnp.stack([-good, good, 0 * good])
+    iou = jnp.array([0.2, 0.5, 0.9])
+
+    def total(logits, iou):
+        return prompt_losses(logits, iou, jnp.asarray(TARGET[0]))["total"]
+
+    grad, iou_grad = jax.grad(total, (0, 1))(logits, iou)
+    assert np.abs(grad[1]).max() > 0
+    assert np.abs(grad[0]).max() == np.abs(grad[2]).max() == 0
+    np.testing.assert_allclose(iou_grad, [0, 2 * (0.5 - 1.0), 0], atol=1e-6)
+
+
+def test_weights_of_the_paper():
+    losses = prompt_losses(LOGITS[0], jnp.array([0.1, 0.2, 0.3]), jnp.asarray(TARGET[0]))
+    expected = 20 * losses["focal"] + losses["dice"] + losses["iou_error"]
+    np.testing.assert_allclose(losses["total"], expected, rtol=1e-6)
+
+
+def test_iou_of_every_mask_is_trained_when_asked():
+    iou = jnp.array([0.1, 0.2, 0.3])
+    losses = prompt_losses(LOGITS[0], iou, jnp.asarray(TARGET[0]), iou_on_all=True)
+    true = mask_iou(LOGITS[0], TARGET[0])
+    np.testing.assert_allclose(losses["iou_error"], ((iou - true) ** 2).mean(), rtol=1e-5)

@@ -1,0 +1,73 @@
+"""Schedules, layer-wise decay, and AdamW number by number against an independent one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax.models.config import VIT_B, VIT_H, SamConfig
+from sam_jax.models.sam import init
+from sam_jax.training.config import OptimConfig
+from sam_jax.training.optim import (
+    is_decayed, layer_scale, learning_rate, make_optimizer, path_tree,
+)
+
+SMALL = SamConfig(16, 2, 2, (1,), image_size=32, window_size=2, embed_dim=16, decoder_heads=2,
+                  decoder_mlp_width=16, iou_head_width=16)
+
+
+def test_the_papers_schedule():
+    rate = learning_rate(OptimConfig(), 90_000)
+    steps = [0, 124, 249, 250, 59_999, 60_001, 86_665, 86_667]
+    expected = np.array([1 / 250, 125 / 250, 1, 1, 1, 0.1, 0.1, 0.01]) * 8e-4
+    np.testing.assert_allclose([float(rate(s)) for s in steps], expected, rtol=1e-5)
+
+
+def test_layer_decay_of_vit_h_and_b():
+    block = "image_encoder/block_{}/attn/qkv/kernel"
+    assert layer_scale(block.format(31), VIT_H, 0.8) == pytest.approx(0.8)
+    assert layer_scale(block.format(0), VIT_H, 0.8) == pytest.approx(0.8**32)
+    assert layer_scale("image_encoder/pos_embed", VIT_B, 0.6) == pytest.approx(0.6**13)
+    assert layer_scale("image_encoder/neck_conv1/kernel", VIT_B, 0.6) == 1
+    assert layer_scale("mask_decoder/mask_tokens", VIT_B, 0.6) == 1
+
+
+def test_what_is_decayed():
+    params = jax.eval_shape(lambda key: init(SMALL, key), jax.random.key(0))["params"]
+    decayed = {}
+    path_tree(params, lambda path, p: decayed.__setitem__(path, is_decayed(path, p.shape)))
+    yes = {path for path, value in decayed.items() if value}
+    assert "image_encoder/block_0/attn/qkv/kernel" in yes
+    assert not any("norm" in p or "bias" in p or "pos" in p or "token" in p.split("/")[-1]
+                   for p in yes)
+    assert len(yes) == 59
+
+
+def test_adamw_step_by_step():
+    """Against AdamW (Loshchilov and Hutter 2019) written out for each tensor in float64."""
+    config = OptimConfig(lr=1e-2, warmup=2, schedule="cosine", layer_decay=0.5, weight_decay=0.1)
+    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    optimizer, total = make_optimizer(config, SMALL, 10), 10
+    state, rate = optimizer.init(params), learning_rate(config, total)
+    expected = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    m = v = jax.tree.map(np.zeros_like, expected)
+    scales = path_tree(params, lambda path, p: layer_scale(path, SMALL, 0.5))
+    decays = path_tree(params, lambda path, p: 0.1 * is_decayed(path, p.shape))
+    for step in range(4):
+        keys = jax.random.split(jax.random.key(step), len(jax.tree.leaves(params)))
+        keys = jax.tree.unflatten(jax.tree.structure(params), list(keys))
+        grads = jax.tree.map(lambda k, p: jax.random.normal(k, p.shape), keys, params)
+        updates, state = optimizer.update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        g = jax.tree.map(lambda x: np.asarray(x, np.float64), grads)
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, g)
+        lr, c1, c2 = float(rate(step)), 1 - 0.9 ** (step + 1), 1 - 0.999 ** (step + 1)
+        expected = jax.tree.map(
+            lambda p, m, v, s, d, lr=lr, c1=c1, c2=c2: p
+            - lr * s * (m / c1 / (np.sqrt(v / c2) + 1e-8) + d * p),
+            expected, m, v, scales, decays,
+        )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), params, expected
+    )

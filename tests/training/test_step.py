@@ -1,0 +1,135 @@
+"""The training step on a model small enough to run in seconds."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax.models.config import SamConfig
+from sam_jax.models.sam import init
+from sam_jax.training.config import LossConfig, OptimConfig, PromptConfig, Stage, TrainConfig
+from sam_jax.training.optim import make_optimizer
+from sam_jax.training.step import batch_loss, first_prompts, init_state, make_step
+
+SMALL = SamConfig(16, 2, 2, (1,), image_size=32, patch_size=8, window_size=3, embed_dim=16,
+                  decoder_heads=2, decoder_mlp_width=16, iou_head_width=16)
+STAGE = Stage(100, 32, 2, 3, corrective_clicks=2, mask_only_rounds=1)
+CONFIG = TrainConfig(
+    model=SMALL, stages=(STAGE,), loss=LossConfig(iou_on_all=True),
+    optim=OptimConfig(lr=3e-3, warmup=5, schedule="cosine", layer_decay=1.0, clip=1.0, ema=0.9),
+)
+
+
+def make_batch(seed: int = 0) -> dict:
+    """Bright rectangles on dark pictures; the last mask row of the second picture is empty."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 60, (2, 32, 32, 3)).astype(np.uint8)
+    masks, boxes = np.zeros((2, 3, 16, 16), np.uint8), np.zeros((2, 3, 4), np.float32)
+    for b, n in np.ndindex(2, 3):
+        x, y = 4 * rng.integers(0, 5, 2)
+        image[b, y : y + 12, x : x + 12] = 120 + 50 * n
+        masks[b, n, y // 2 : y // 2 + 6, x // 2 : x // 2 + 6] = 255
+        boxes[b, n] = x, y, x + 11, y + 11
+    valid = np.array([[True] * 3, [True, True, False]])
+    hw = np.array([[32, 32], [32, 32]], np.int32)
+    return {"image": image, "image_hw": hw, "masks": masks, "boxes_xyxy": boxes,
+            "mask_valid": valid}
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))
+
+
+def loss_and_grads(variables, batch, config=CONFIG):
+    from sam_jax.models.sam import SamModel
+
+    run = jax.jit(jax.value_and_grad(batch_loss, has_aux=True), static_argnums=(4, 5, 6))
+    model = SamModel(config.model)
+    return run(variables["params"], variables["buffers"], batch, jax.random.key(2), model, config,
+               config.stages[0])
+
+
+def test_a_few_steps_learn_one_batch(variables):
+    optimizer = make_optimizer(CONFIG.optim, SMALL, 100)
+    state = init_state(jax.tree.map(jnp.copy, variables), optimizer, True)
+    step, batch = make_step(CONFIG, STAGE, optimizer), make_batch()
+    losses = []
+    for _ in range(60):
+        state, metrics = step(state, batch, jax.random.key(1))
+        losses.append(float(metrics["total"]))
+    assert int(state.step) == 60
+    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5]), losses
+    different = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, state.ema)
+    assert 0 < max(jax.tree.leaves(different)) < 0.2
+
+
+def test_the_buffer_is_not_trained(variables):
+    optimizer = make_optimizer(CONFIG.optim, SMALL, 100)
+    state = init_state(jax.tree.map(jnp.copy, variables), optimizer, False)
+    state, _ = make_step(CONFIG, STAGE, optimizer)(state, make_batch(), jax.random.key(1))
+    before = variables["buffers"]["prompt_encoder"]["gaussian"]
+    np.testing.assert_array_equal(state.buffers["prompt_encoder"]["gaussian"], before)
+
+
+def test_every_parameter_gets_a_gradient(variables):
+    _, grads = loss_and_grads(variables, make_batch())
+    still = [
+        "/".join(k.key for k in path)
+        for path, g in jax.tree_util.tree_leaves_with_path(grads)
+        if float(jnp.abs(g).max()) == 0 and not path[-1].key == "bias"
+    ]
+    assert still == []
+
+
+def test_invalid_masks_do_not_count(variables):
+    batch = make_batch()
+    (loss, _), grads = loss_and_grads(variables, batch)
+    batch["masks"][1, 2] = 255 - batch["masks"][1, 2]
+    (changed, _), changed_grads = loss_and_grads(variables, batch)
+    assert float(loss) == float(changed)
+    jax.tree.map(np.testing.assert_array_equal, grads, changed_grads)
+
+
+def test_rematerialisation_changes_nothing_but_memory(variables):
+    batch = make_batch()
+    with_remat = dataclasses.replace(
+        CONFIG, prompts=PromptConfig(remat=True), model=SMALL.replace(remat=True)
+    )
+    without = dataclasses.replace(CONFIG, prompts=PromptConfig(remat=False))
+    (a, _), grads_a = loss_and_grads(variables, batch, with_remat)
+    (b, _), grads_b = loss_and_grads(variables, batch, without)
+    np.testing.assert_allclose(a, b, rtol=1e-5)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-5), grads_a, grads_b
+    )
+
+
+def test_first_prompts_are_half_boxes_half_points():
+    batch = make_batch()
+    batch = {k: np.repeat(v, 200, 0) for k, v in batch.items()}
+    prompts = first_prompts(
+        jax.random.key(0), dict(batch, masks=batch["masks"] / 255.0), CONFIG, STAGE
+    )
+    labels = np.asarray(prompts.labels)
+    is_box = labels[..., 0] == 2
+    assert 0.45 < is_box.mean() < 0.55
+    assert (labels[is_box][:, :2] == [2, 3]).all()
+    assert (labels[~is_box][:, :2] == [1, -1]).all()
+    assert (labels[..., 2:] == -2).all() and labels.shape[-1] == 2 + 3
+
+
+def test_drop_path_and_dropout_change_training_only(variables):
+    from sam_jax.models.sam import SamModel
+
+    noisy = SamModel(SMALL.replace(drop_path=0.5, decoder_dropout=0.5))
+    x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
+    still = noisy.apply(variables, x, method="encode")
+    np.testing.assert_array_equal(still, SamModel(SMALL).apply(variables, x, method="encode"))
+    a, b = (
+        noisy.apply(variables, x, True, method="encode", rngs={"drop_path": jax.random.key(i)})
+        for i in range(2)
+    )
+    assert float(jnp.abs(a - b).max()) > 0.01
