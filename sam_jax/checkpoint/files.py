@@ -83,8 +83,10 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 
     Raises:
       CheckpointError: the file is damaged, or has numbers that NumPy lacks.
+      FileNotFoundError: there is no such file.
     """
     path = Path(path)
+    path.stat()  # its error, unlike the library's, says which file there isn't
     try:
         with safe_open(path, framework="numpy") as file:  # checks the header against the file
             metadata = file.metadata() or {}
@@ -191,21 +193,22 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
       ValueError: nothing is there, or no checkpoint.
     """
     path = Path(path)
-    if path.is_dir():
-        if (path / ORBAX_JSON).is_file():
-            return _read_orbax(path, config)
-        return _read_hf(path, config)
     try:
+        if path.is_dir():
+            orbax = (path / ORBAX_JSON).is_file()
+            return _read_orbax(path, config) if orbax else _read_folder(path, config)
         if path.suffix != ".safetensors":
             return _from_tensors(path, read_pth(path), {}, config)
         return _from_tensors(path, *read_safetensors(path), config)
     except FileNotFoundError as error:
-        raise ValueError(f"path: there is no file or folder {path}") from error
+        missing = error.filename or path
+        raise ValueError(f"path: there is no file or folder {missing}") from error
     except OSError as error:
         raise ValueError(f"path: can't read {path}: {error.strerror or error}") from error
 
 
-def _read_hf(path: Path, expected: SamConfig | None) -> Contents:
+def _read_folder(path: Path, expected: SamConfig | None) -> Contents:
+    """Hugging Face's folder, or any other with a file of its name."""
     found = next((path / name for name in HF_WEIGHTS if (path / name).is_file()), None)
     if found is None:
         raise ValueError(
@@ -213,20 +216,28 @@ def _read_hf(path: Path, expected: SamConfig | None) -> Contents:
             f"model.safetensors (Hugging Face)"
         )
     tensors: dict[str, np.ndarray] = {}
+    metadata: dict[str, str] = {}
     if found.suffix == ".json":
-        try:
-            shards = set(json.loads(found.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{found}: is damaged ({error})") from error
-        for shard in sorted(shards):
-            tensors.update(read_safetensors(path / Path(str(shard)).name)[0])
+        for shard in _shards(found):
+            tensors.update(read_safetensors(path / shard)[0])
+    elif found.suffix == ".bin":
+        tensors = read_pth(found)
     else:
-        tensors = read_pth(found) if found.suffix == ".bin" else read_safetensors(found)[0]
-    contents = _from_tensors(path, tensors, {}, expected)
-    if (path / "config.json").is_file():
+        tensors, metadata = read_safetensors(found)
+    contents = _from_tensors(path, tensors, metadata, expected)
+    if METADATA not in metadata and (path / "config.json").is_file():
         heads = decoder_heads(path / "config.json", contents.config)
         contents = contents._replace(config=contents.config.replace(decoder_heads=heads))
     return contents
+
+
+def _shards(index: Path) -> list[str]:
+    """The files of a model that is split over several, all in the index's own folder."""
+    try:
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: is damaged ({error})") from error
+    return sorted(Path(str(shard)).name for shard in shards)
 
 
 def _from_tensors(

@@ -10,6 +10,7 @@ back. Fresh are relative positions (zeros), the neck, the prompt encoder and the
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
@@ -79,13 +80,7 @@ def from_mae(
     for name, own in names.items():
         expected.setdefault(name, tuple(reversed(own_shape[own])))
     check(expected, tensors, f"{what} as the MAE encoder of {describe(config)}")
-    taken = set(names.values())
-
-    @jax.jit  # what isn't returned isn't computed
-    def rest(key: jax.Array) -> dict[str, jax.Array]:
-        return {own: x for own, x in flatten(init(config, key)).items() if own not in taken}
-
-    flat = rest(key)
+    flat = dict(_fresh(config, key))
     for name, own in names.items():
         x = np.asarray(tensors[name], np.float32)
         if name == "pos_embed":
@@ -97,6 +92,13 @@ def from_mae(
             x = x.T
         flat[own] = jnp.array(x, jnp.float32, copy=True)
     return unflatten(flat)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _fresh(config: SamConfig, key: jax.Array) -> dict[str, jax.Array]:
+    """By flat names, what a checkpoint lacks; what isn't returned isn't computed."""
+    taken = set(_names(config).values())
+    return {name: x for name, x in flatten(init(config, key)).items() if name not in taken}
 
 
 def _names(config: SamConfig) -> dict[str, str]:

@@ -73,6 +73,12 @@ def bucket(count: int, sizes: tuple[int, ...]) -> int:
     return size
 
 
+def prompt_slots_of(features: jax.Array) -> tuple[int, ...]:
+    """The numbers of prompts that are decoded in one call on the device of `features`."""
+    on_cpu = next(iter(features.devices())).platform == "cpu"
+    return PROMPT_SLOTS_CPU if on_cpu else PROMPT_SLOTS
+
+
 class CompiledModel:
     """A model's variables on the device, and its `encode` and `decode` as compiled programs.
 
@@ -124,8 +130,7 @@ class CompiledModel:
             k, (h, w) = self.config.num_masks, features.shape[1:3]
             return np.zeros((0, k, 4 * h, 4 * w), np.float32), np.zeros((0, k), np.float32)
         if prompt_slots is None:
-            on_cpu = next(iter(features.devices())).platform == "cpu"
-            prompt_slots = PROMPT_SLOTS_CPU if on_cpu else PROMPT_SLOTS
+            prompt_slots = prompt_slots_of(features)
         slots = bucket(prompts.labels.shape[2], point_slots)
         logits, scores = [], []
         for start in range(0, count, prompt_slots[-1]):

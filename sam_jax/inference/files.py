@@ -68,7 +68,7 @@ def write_label_map(path: Path, masks: Sequence[np.ndarray], image_hw: tuple[int
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as JSON, one line for each leaf-like entry would be long: compact, with a newline."""
+    """`value` as JSON; NaN and infinity are errors."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from sam_jax.data.images import read_image
+from sam_jax.inference.compiled import prompt_slots_of
 from sam_jax.inference.predictor import Embedding, Predictor
 from sam_jax.models.prompt_encoder import NOT_A_POINT, POSITIVE, Prompts
 from sam_jax.ops import rle
@@ -51,7 +52,8 @@ class MaskGenerator:
       model: what `sam_jax.load` gives, or a `Predictor`.
       points_per_side: the grid has this many points on each side of the photo; None if
         `point_grids` are given.
-      points_per_batch: points that the decoder takes in one call.
+      points_per_batch: points that the decoder takes in one call, at most (fewer on a CPU and
+        never more than 64, which are faster).
       pred_iou_thresh: masks stay whose predicted IoU is above it; 0 or less keeps all.
       stability_score_thresh: masks stay whose stability score is at least this; 0 or less keeps
         all.
@@ -188,9 +190,9 @@ class MaskGenerator:
         slots = np.zeros((1, len(points), 2, 2), np.float32)
         slots[0, :, 0] = scaled
         labels = np.tile(np.array([POSITIVE, NOT_A_POINT], np.int32), (1, len(points), 1))
+        at_once = min(self.points_per_batch, prompt_slots_of(embedding.features)[-1])
         logits, scores = self.predictor.compiled.decode(
-            embedding.features, Prompts(slots, labels), point_slots=(2,),
-            prompt_slots=(self.points_per_batch,),
+            embedding.features, Prompts(slots, labels), point_slots=(2,), prompt_slots=(at_once,)
         )
         return logits[:, 1:], scores[:, 1:]
 

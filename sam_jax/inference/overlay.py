@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from scipy import ndimage
 
 from sam_jax.ops.masks import mask_boxes
 
@@ -62,11 +61,32 @@ def _paint(out: np.ndarray, mask: np.ndarray, rgb: tuple[int, int, int], width: 
     view = np.s_[max(y0 - margin, 0) : y1 + 1 + margin, max(x0 - margin, 0) : x1 + 1 + margin]
     inside, part = mask[view], out[view]
     part[inside] = (part[inside] * (1 - FILL) + np.array(rgb) * FILL).astype(np.uint8)
-    # The photo's edge is no edge of the mask: pixels beyond it count as inside.
-    core = ndimage.binary_erosion(inside, iterations=width, border_value=1)
-    halo = ndimage.binary_dilation(inside, iterations=max(1, width // 2)) & ~inside
+    edge = np.nonzero(_edge(inside))
+    halo = _near(edge, inside.shape, max(1, width // 2)) & ~inside
     part[halo] = part[halo] // 3
-    part[inside & ~core] = rgb
+    part[_near(edge, inside.shape, width - 1) & inside] = rgb
+
+
+def _edge(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a mask beside one that is not in it; beyond the picture all count as in it."""
+    outside = ~mask
+    edge = np.zeros_like(mask)
+    edge[1:] |= outside[:-1]
+    edge[:-1] |= outside[1:]
+    edge[:, 1:] |= outside[:, :-1]
+    edge[:, :-1] |= outside[:, 1:]
+    return edge & mask
+
+
+def _near(pixels: tuple[np.ndarray, ...], hw: tuple[int, ...], radius: int) -> np.ndarray:
+    """bool [H, W]: what lies within a radius of some pixels; costs as much as there are pixels."""
+    near = np.zeros(hw, bool)
+    for dy in range(-radius, radius + 1):
+        for dx in range(-radius, radius + 1):
+            if dy * dy + dx * dx <= radius * (radius + 1):
+                y = np.clip(pixels[0] + dy, 0, hw[0] - 1)
+                near[y, np.clip(pixels[1] + dx, 0, hw[1] - 1)] = True
+    return near
 
 
 def draw_prompt(

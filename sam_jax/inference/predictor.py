@@ -92,6 +92,19 @@ class Predictor:
         self.image_size = int(size)
         self.compiled = CompiledModel(sam.config, sam.params)
 
+    def warm_up(self, *, prompts: int = 1, points: int = 1, masks: bool = False) -> None:
+        """Compiles now what `embed` and `predict` need, so that the first click is as fast as any.
+
+        Args:
+          prompts: so many at once, or fewer down to the next smaller number of slots.
+          points: points of each prompt, likewise.
+          masks: whether the prompts have masks.
+        """
+        embedding = self.embed(np.zeros((self.image_size, self.image_size, 3), np.uint8))
+        h, w = embedding.features.shape[1:3]
+        logits = np.zeros((prompts, 4 * h, 4 * w)) if masks else None
+        self.predict(embedding, np.zeros((prompts, points, 2)), mask_logits=logits)
+
     def embed(self, image: Any) -> Embedding:
         """Encodes a photo, or a list of photos of any sizes.
 

@@ -13,6 +13,8 @@ masks.json (every mask as COCO RLE, with its score).
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,11 @@ DEMO_PROMPTS: list[dict] = [
     {"box": [100, 100, 300, 300]},
 ]
 """What is segmented of the bundled photo, in its pixels, when no photo and no prompt is given."""
+
+THRESHOLDS = ((0.88, 0.95), (0.5, 0.8))
+"""Predicted IoU and stability of automatic masks: the released ones; then, where fewer than ENOUGH
+masks pass, lower ones."""
+ENOUGH = 3
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CANDIDATE_ROWS, CANDIDATE_SIDE = 6, 480
@@ -182,22 +189,49 @@ def _write_pictures(photo, prompts, prediction, best, out: Path) -> list[Path]:
     return written
 
 
+class _Masks(Sequence):
+    """RLEs as a sequence of bool [H, W]; one is decoded at a time, so that memory stays small."""
+
+    def __init__(self, rles: list[dict]) -> None:
+        self.rles = rles
+
+    def __len__(self) -> int:
+        return len(self.rles)
+
+    def __getitem__(self, index):
+        from sam_jax.ops import rle
+
+        return rle.decode(self.rles[index])
+
+
 def _segment_everything(sam, photo, out: Path, result: dict) -> list[Path]:
     """All masks of the photo; returns the files written."""
     from PIL import Image
 
     from sam_jax.inference import files, overlay
     from sam_jax.inference.generator import MaskGenerator
-    from sam_jax.ops import rle
+    from sam_jax.inference.predictor import Predictor
 
-    records = MaskGenerator(sam, output_mode="coco_rle").generate(photo, progress=True)
+    predictor = Predictor(sam)
+    for pred_iou, stability in THRESHOLDS:
+        generator = MaskGenerator(
+            predictor, pred_iou_thresh=pred_iou, stability_score_thresh=stability,
+            output_mode="coco_rle",
+        )
+        records = generator.generate(photo, progress=sys.stderr.isatty())
+        if len(records) >= ENOUGH:
+            break
+    result["thresholds"] = {"predicted_iou": pred_iou, "stability_score": stability}
     result["annotations"] = records
-    masks = [rle.decode(record["segmentation"]) for record in records]
+    masks = _Masks([record["segmentation"] for record in records])
     if records:
         scores = sorted(record["predicted_iou"] for record in records)
-        print(f"{len(records)} masks, predicted IoU {scores[0]:.3f} to {scores[-1]:.3f}")
+        print(
+            f"{len(records)} masks with a predicted IoU above {pred_iou} and a stability of at "
+            f"least {stability}: predicted IoU {scores[0]:.3f} to {scores[-1]:.3f}"
+        )
     else:
-        print("no mask is sure enough (predicted IoU, stability); give a point or a box instead")
+        print("no mask is sure enough (predicted IoU, stability); give a point or a box")
     files.write_picture(out, Image.fromarray(overlay.draw_masks(photo, masks)))
     label_map = out.with_name(f"{out.stem}_mask.png")
     files.write_label_map(label_map, masks, photo.shape[:2])

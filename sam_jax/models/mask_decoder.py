@@ -10,6 +10,8 @@ from sam_jax.models.config import SamConfig
 from sam_jax.models.layers import ENCODER_EPS, MlpHead, dense, gelu, norm, precision
 from sam_jax.models.transformer import TwoWayTransformer
 
+TOKEN_TILE = 16
+
 
 class MaskDecoder(nn.Module):
     """Embedding, prompt tokens and dense map -> mask logits and predicted IoU."""
@@ -39,6 +41,11 @@ class MaskDecoder(nn.Module):
         own = jnp.concatenate([iou_token, mask_tokens])
         tokens = jnp.concatenate([jnp.broadcast_to(own, (b, n, *own.shape)), tokens], 2)
         live = jnp.pad(live, ((0, 0), (0, 0), (own.shape[0], 0)), constant_values=True)
+        # Products of other shapes round differently: within a tile of tokens the result is the
+        # same to the bit however many slots are empty.
+        extra = -tokens.shape[2] % TOKEN_TILE
+        tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, extra), (0, 0)))
+        live = jnp.pad(live, ((0, 0), (0, 0), (0, extra)))
 
         image = embedding[:, None] + dense_map
         image = jnp.broadcast_to(image, (b, *image.shape[1:])).reshape(b, -1, h * w, d)

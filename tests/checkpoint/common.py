@@ -9,7 +9,7 @@ from sam_jax.models.sam import SamModel
 
 ODD = SamConfig(
     36, 3, 3, (1,), image_size=77, patch_size=7, window_size=4, encoder_mlp_ratio=2.5,
-    embed_dim=24, mask_channels=12, decoder_depth=3, decoder_heads=4, decoder_mlp_width=20,
+    embed_dim=24, mask_channels=12, decoder_depth=2, decoder_heads=4, decoder_mlp_width=20,
     num_multimask=2, iou_head_depth=4, iou_head_width=10,
 )
 """No two sizes alike, so that a wrong transposition has a wrong shape."""

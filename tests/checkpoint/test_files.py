@@ -210,6 +210,24 @@ def test_hugging_face_folders(sam, saved, tmp_path):
     assert_same_bits(load(folder).params, sam.params)
 
 
+def test_a_folder_with_this_projects_own_model_file(tmp_path):
+    other = random_sam(ODD.replace(decoder_heads=2))
+    save(other, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("something else's")
+    back = load(tmp_path)
+    assert back.config == other.config and back.name == "odd"
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    index = json.dumps({"weight_map": {"a": "../b.safetensors"}})
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=f"there is no file or folder {tmp_path}/b.safetensors"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    with pytest.raises(CheckpointError, match="index.json: is damaged"):
+        load(tmp_path)
+
+
 def test_hugging_faces_config_of_vit_b():
     config = huggingface.hf_config(VIT_B)
     assert config["vision_config"]["global_attn_indexes"] == [2, 5, 8, 11]

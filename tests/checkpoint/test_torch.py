@@ -15,7 +15,7 @@ from tests.checkpoint.common import ODD, assert_same_bits, random_sam
 
 pytestmark = pytest.mark.torch
 
-CONFIG = ODD.replace(embed_dim=32, mask_channels=8, decoder_heads=8)
+CONFIG = ODD.replace(encoder_depth=2, embed_dim=32, mask_channels=8, decoder_heads=8)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,8 @@ def test_nms_against_the_plain_double_loop():
     kept: list[int] = []
     for i in sorted(range(200), key=lambda i: (-scores[i], i)):
         for j in kept:
-            wide, high = np.minimum(boxes[i, 2:], boxes[j, 2:]) - np.maximum(boxes[i, :2], boxes[j, :2])
+            last, first = np.minimum(boxes[i], boxes[j])[2:], np.maximum(boxes[i], boxes[j])[:2]
+            wide, high = last - first
             shared = max(wide, 0) * max(high, 0)
             if shared / (box_area(boxes[i]) + box_area(boxes[j]) - shared) > 0.3:
                 break

@@ -17,9 +17,11 @@ from sam_jax.ops.transforms import resized_hw
 SIZES = [(300, 450), (640, 480), (900, 1200), (7, 5), (1, 900), (256, 256), (1024, 1024)]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("image_hw", SIZES)
 def test_the_same_as_pytorch_s_two_interpolations(image_hw):
-    torch = pytest.importorskip("torch", reason="compares with torch's interpolate")
+    import torch
+
     logits = 8 * np.random.default_rng(0).standard_normal((2, 64, 64), np.float32)
     input_hw = resized_hw(image_hw, 256)
     ours = upscale_logits(logits, input_hw, image_hw, 256)

@@ -58,13 +58,12 @@ def test_the_largest_island_stays():
     assert fill_small_holes(~empty, 100)[1] is False
 
 
+@pytest.mark.torch
 def test_against_the_released_code():
     pytest.importorskip("cv2", reason="the released code finds regions with OpenCV")
-    pytest.importorskip("torch", reason="the released code imports PyTorch")
     from tests.reference import stand_in_torchvision
 
     stand_in_torchvision()
-    pytest.importorskip("segment_anything", reason="compares with the released code")
     from segment_anything.utils.amg import remove_small_regions
 
     rng = np.random.default_rng(0)
