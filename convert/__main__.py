@@ -19,23 +19,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "python -m convert sam_vit_b_01ec64.pth vit_b --format hf",
     )
     parser.add_argument(
-        "src", metavar="SRC",
+        "src",
+        metavar="SRC",
         help="a model's name (tiny, vit_b, vit_l, vit_h), a .pth, a .safetensors (this project's "
         "or Hugging Face's), an Orbax folder or a Hugging Face folder",
     )
     parser.add_argument(
-        "dst", metavar="DST",
+        "dst",
+        metavar="DST",
         help="a .pth (PyTorch), a .safetensors (this project's), or a folder (Orbax)",
     )
     parser.add_argument(
-        "--format", choices=("pth", "safetensors", "hf", "orbax"),
+        "--format",
+        choices=("pth", "safetensors", "hf", "orbax"),
         help="what DST is, if its suffix doesn't say; hf is a folder for transformers.SamModel",
     )
     parser.add_argument(
         "--half", action="store_true", help="store float16 numbers (.safetensors only)"
     )
     parser.add_argument(
-        "--verify", action="store_true",
+        "--verify",
+        action="store_true",
         help="read DST back, compare it bit for bit, and run both models",
     )
     return parser.parse_args(argv)

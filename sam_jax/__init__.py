@@ -30,9 +30,22 @@ _HOMES = {
 """Public name -> the module that it lives in."""
 
 __all__ = [
-    "CONFIGS", "CheckpointError", "Embedding", "ImageError", "MaskGenerator", "Prediction",
-    "Predictor", "Prompts", "Sam", "SamConfig", "SamModel", "__version__", "init", "load",
-    "normalise", "save",
+    "CONFIGS",
+    "CheckpointError",
+    "Embedding",
+    "ImageError",
+    "MaskGenerator",
+    "Prediction",
+    "Predictor",
+    "Prompts",
+    "Sam",
+    "SamConfig",
+    "SamModel",
+    "__version__",
+    "init",
+    "load",
+    "normalise",
+    "save",
 ]
 
 if TYPE_CHECKING:

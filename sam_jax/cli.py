@@ -62,7 +62,8 @@ def _run(argv: list[str]) -> int:
     name, arguments = argv[0], argv[1:]
     module = importlib.import_module(COMMANDS[name][0])
     parser = _Parser(
-        prog=f"sam-jax {name}", description=module.__doc__.strip(),
+        prog=f"sam-jax {name}",
+        description=module.__doc__.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
@@ -75,7 +76,9 @@ def _no_command(argv: list[str]) -> int:
     """The help, the version, or an error."""
     table = "\n".join(f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items())
     parser = _Parser(
-        prog="sam-jax", usage="sam-jax COMMAND ...", description="Segment Anything in JAX.",
+        prog="sam-jax",
+        usage="sam-jax COMMAND ...",
+        description="Segment Anything in JAX.",
         epilog=f"commands (sam-jax COMMAND --help says more):\n{table}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -33,8 +33,16 @@ from sam_jax.ops.masks import upscale_logits, upscale_masks
 from sam_jax.ops.transforms import pad_to_frame
 
 __all__ = [
-    "ResizeLongestSide", "Sam", "SamAutomaticMaskGenerator", "SamPredictor", "build_sam",
-    "build_sam_tiny", "build_sam_vit_b", "build_sam_vit_h", "build_sam_vit_l", "sam_model_registry",
+    "ResizeLongestSide",
+    "Sam",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
+    "build_sam",
+    "build_sam_tiny",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
+    "sam_model_registry",
 ]
 
 
@@ -74,8 +82,10 @@ class Sam:
     def device(self) -> str:
         """Where the model runs, in a word that PyTorch understands where it is in use."""
         leaf = jax.tree.leaves(self.params)[0]
-        platform = next(iter(leaf.devices())).platform if isinstance(leaf, jax.Array) else (
-            jax.default_backend()
+        platform = (
+            next(iter(leaf.devices())).platform
+            if isinstance(leaf, jax.Array)
+            else (jax.default_backend())
         )
         torch = sys.modules.get("torch")
         if platform == "gpu":
@@ -135,8 +145,11 @@ class Sam:
             predictor = SamPredictor(self)
             predictor.set_torch_image(record["image"][None], record["original_size"])
             masks, scores, logits = predictor.predict_torch(
-                record.get("point_coords"), record.get("point_labels"), record.get("boxes"),
-                record.get("mask_inputs"), multimask_output,
+                record.get("point_coords"),
+                record.get("point_labels"),
+                record.get("boxes"),
+                record.get("mask_inputs"),
+                multimask_output,
             )
             outputs.append({"masks": masks, "iou_predictions": scores, "low_res_logits": logits})
         return outputs
@@ -326,8 +339,11 @@ class SamPredictor:
 def _prompts(points, labels, boxes, masks) -> Prompts:
     """The released prompt arrays -> the model's slots: points, then "not a point" or corners."""
     if points is not None and (
-        labels is None or points.ndim != 3 or points.shape[2] != 2
-        or labels.shape != points.shape[:2] or not np.isin(labels, (-1, 0, 1)).all()
+        labels is None
+        or points.ndim != 3
+        or points.shape[2] != 2
+        or labels.shape != points.shape[:2]
+        or not np.isin(labels, (-1, 0, 1)).all()
     ):
         raise ValueError(
             "point_coords and point_labels: expected BxNx2 and BxN with labels 1, 0 or -1, got "
@@ -389,6 +405,9 @@ build_sam_tiny = _builder("tiny")
 build_sam = build_sam_vit_h
 
 sam_model_registry = {
-    "default": build_sam_vit_h, "vit_h": build_sam_vit_h, "vit_l": build_sam_vit_l,
-    "vit_b": build_sam_vit_b, "tiny": build_sam_tiny,
+    "default": build_sam_vit_h,
+    "vit_h": build_sam_vit_h,
+    "vit_l": build_sam_vit_l,
+    "vit_b": build_sam_vit_b,
+    "tiny": build_sam_tiny,
 }

@@ -15,7 +15,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests that take minutes")
     parser.addoption(
-        "--needs", action="store_true",
+        "--needs",
+        action="store_true",
         help="run only the tests that need more than the project: PyTorch, shared data, --slow",
     )
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
@@ -34,7 +35,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(slow)
     if config.getoption("--needs"):
         wanted = [
-            item for item in items
+            item
+            for item in items
             if any(item.get_closest_marker(name) for name in ("slow", "torch", "shared"))
         ]
         config.hook.pytest_deselected([item for item in items if item not in wanted])

@@ -28,10 +28,13 @@ def stand_in_torchvision() -> None:
     if "segment_anything" in sys.modules or importlib.util.find_spec("torchvision"):
         return
     modules = {
-        "torchvision": {}, "torchvision.ops": {}, "torchvision.transforms": {},
+        "torchvision": {},
+        "torchvision.ops": {},
+        "torchvision.transforms": {},
         "torchvision.ops.boxes": {"batched_nms": _batched_nms, "box_area": _box_area},
         "torchvision.transforms.functional": {
-            "resize": _resize, "to_pil_image": Image.fromarray,
+            "resize": _resize,
+            "to_pil_image": Image.fromarray,
         },
     }
     for name, members in modules.items():
@@ -94,22 +97,36 @@ def build_reference(config: SamConfig):
     if c.text_width:
         raise ValueError(f"config.text_width: the released classes have none, got {c.text_width}")
     encoder = ImageEncoderViT(
-        img_size=c.image_size, patch_size=c.patch_size, embed_dim=c.encoder_width,
-        depth=c.encoder_depth, num_heads=c.encoder_heads, mlp_ratio=c.encoder_mlp_ratio,
-        out_chans=c.embed_dim, qkv_bias=True, use_rel_pos=True, window_size=c.window_size,
+        img_size=c.image_size,
+        patch_size=c.patch_size,
+        embed_dim=c.encoder_width,
+        depth=c.encoder_depth,
+        num_heads=c.encoder_heads,
+        mlp_ratio=c.encoder_mlp_ratio,
+        out_chans=c.embed_dim,
+        qkv_bias=True,
+        use_rel_pos=True,
+        window_size=c.window_size,
         norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
         global_attn_indexes=c.global_blocks,
     )
     prompts = PromptEncoder(
-        embed_dim=c.embed_dim, image_embedding_size=(c.grid, c.grid),
-        input_image_size=(c.image_size, c.image_size), mask_in_chans=c.mask_channels,
+        embed_dim=c.embed_dim,
+        image_embedding_size=(c.grid, c.grid),
+        input_image_size=(c.image_size, c.image_size),
+        mask_in_chans=c.mask_channels,
     )
     decoder = MaskDecoder(
-        transformer_dim=c.embed_dim, num_multimask_outputs=c.num_multimask,
-        iou_head_depth=c.iou_head_depth, iou_head_hidden_dim=c.iou_head_width,
+        transformer_dim=c.embed_dim,
+        num_multimask_outputs=c.num_multimask,
+        iou_head_depth=c.iou_head_depth,
+        iou_head_hidden_dim=c.iou_head_width,
         transformer=TwoWayTransformer(
-            depth=c.decoder_depth, embedding_dim=c.embed_dim, num_heads=c.decoder_heads,
-            mlp_dim=c.decoder_mlp_width, attention_downsample_rate=c.attention_downsample,
+            depth=c.decoder_depth,
+            embedding_dim=c.embed_dim,
+            num_heads=c.decoder_heads,
+            mlp_dim=c.decoder_mlp_width,
+            attention_downsample_rate=c.attention_downsample,
         ),
     )
     return Sam(encoder, prompts, decoder).eval()

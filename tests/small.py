@@ -12,8 +12,16 @@ from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import SamModel, init
 
 CONFIG = SamConfig(
-    32, 2, 2, (1,), image_size=64, window_size=3, embed_dim=32, decoder_heads=4,
-    decoder_mlp_width=64, iou_head_width=32,
+    32,
+    2,
+    2,
+    (1,),
+    image_size=64,
+    window_size=3,
+    embed_dim=32,
+    decoder_heads=4,
+    decoder_mlp_width=64,
+    iou_head_width=32,
 )
 
 

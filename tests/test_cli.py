@@ -62,8 +62,13 @@ def test_a_click(call, folder, tmp_path):
     assert code == 0 and err == ""
     names = {path.name for path in (tmp_path / "made/here").iterdir()}
     assert names == {
-        "out.png", "out.json", "out_candidates.png", "out_mask.png", "out_mask_1.png",
-        "out_mask_2.png", "out_mask_3.png",
+        "out.png",
+        "out.json",
+        "out_candidates.png",
+        "out_mask.png",
+        "out_mask_1.png",
+        "out_mask_2.png",
+        "out_mask_3.png",
     }
     assert all(name in out for name in names)
     made = tmp_path / "made" / "here"
@@ -91,7 +96,18 @@ def test_a_click(call, folder, tmp_path):
 
 def test_points_and_a_box_are_one_prompt(call, folder, tmp_path):
     code, out, _ = call(
-        folder / "photo.png", "--point", 40, 30, "--not-point", 5, 5, "--box", 10, 10, 80, 50,
+        folder / "photo.png",
+        "--point",
+        40,
+        30,
+        "--not-point",
+        5,
+        5,
+        "--box",
+        10,
+        10,
+        80,
+        50,
     )
     assert code == 0
     (prompt,) = json.loads((tmp_path / "masks.json").read_text())["prompts"]
@@ -119,8 +135,9 @@ def test_several_boxes_and_a_file_of_prompts(call, folder, tmp_path):
     code, _, _ = call(folder / "photo.png", "--prompts", "a.json", "--out", "b.png")
     assert code == 0
     assert json.loads((tmp_path / "b.json").read_text()) == first
-    Path("p.json").write_text(json.dumps([{"points": [[5, 6], [7, 8]], "labels": [1, 0]}, {"box": [
-        1, 2, 30, 40]}]))
+    Path("p.json").write_text(
+        json.dumps([{"points": [[5, 6], [7, 8]], "labels": [1, 0]}, {"box": [1, 2, 30, 40]}])
+    )
     assert call(folder / "photo.png", "--prompts", "p.json")[0] == 0
 
 
@@ -144,7 +161,8 @@ def test_everything_in_a_photo(call, folder, tmp_path, monkeypatch):
 
     init = generator.MaskGenerator.__init__
     monkeypatch.setattr(
-        generator.MaskGenerator, "__init__",
+        generator.MaskGenerator,
+        "__init__",
         lambda self, sam, **kwargs: init(
             self, sam, **{**kwargs, "points_per_side": 3, "box_nms_thresh": 1.0}
         ),
@@ -155,7 +173,12 @@ def test_everything_in_a_photo(call, folder, tmp_path, monkeypatch):
     records = json.loads((tmp_path / "masks.json").read_text())["annotations"]
     assert len(records) == 27 and isinstance(records[0]["segmentation"]["counts"], str)
     assert set(records[0]) == {
-        "segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score",
+        "segmentation",
+        "area",
+        "bbox",
+        "predicted_iou",
+        "point_coords",
+        "stability_score",
         "crop_box",
     }
     assert 1 <= read(tmp_path / "masks_mask.png").max() <= 27
@@ -166,9 +189,14 @@ def test_without_a_photo_the_bundled_one(call, folder, tmp_path, monkeypatch):
     assets.mkdir()
     Image.fromarray(photo((500, 600))).save(assets / segment.DEMO_PHOTO)
     monkeypatch.setattr(segment.resources, "files", lambda package: tmp_path)
-    monkeypatch.setattr(segment, "DEMO_PROMPTS", [
-        {"points": [[300, 200]], "labels": [1]}, {"box": [10, 10, 200, 300]},
-    ])
+    monkeypatch.setattr(
+        segment,
+        "DEMO_PROMPTS",
+        [
+            {"points": [[300, 200]], "labels": [1]},
+            {"box": [10, 10, 200, 300]},
+        ],
+    )
     code, out, _ = call()
     assert code == 0 and out.startswith(segment.DEMO_PHOTO)
     assert len(json.loads((tmp_path / "masks.json").read_text())["prompts"]) == 2
@@ -185,40 +213,66 @@ def test_the_demo_s_prompts_lie_in_the_bundled_photo():
     check([CommandPrompt(**prompt) for prompt in segment.DEMO_PROMPTS], (height, width))
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["nowhere.jpg"], "nowhere.jpg: no such file"),
-    (["."], "is a folder, not a picture"),
-    (["text.jpg"], "text.jpg is not a picture"),
-    (["cut.png"], "cut.png is truncated or damaged"),
-    (["PHOTO", "--point", "90", "5"], "--point: the point (90, 5) is outside the photo, which is "),
-    (["PHOTO", "--point", "-1", "5"], "outside the photo"),
-    (["PHOTO", "--point", "nan", "5"], "--point: expected finite numbers, got NaN"),
-    (["PHOTO", "--not-point", "5", "inf"], "finite"),
-    (["PHOTO", "--point", "x", "5"], "argument --point: invalid float value: 'x'"),
-    (["PHOTO", "--point", "5"], "argument --point: expected 2 arguments"),
-    (["PHOTO", "--box", "5", "5", "5", "50"], "--box: the box (5, 5, 5, 50) has no area"),
-    (["PHOTO", "--box", "5", "nan", "9", "50"], "finite"),
-    (["PHOTO", "--box", "1", "1", "5", "5", "--box", "1", "1", "1", "5"], "--box 2: the box"),
-    (["PHOTO", "--box", "1", "1", "5", "5", "--box", "1", "1", "4", "5", "--point", "1", "1"],
-     "2 boxes are as many prompts"),
-    (["PHOTO", "--prompts", "nowhere.json"], "nowhere.json: No such file"),
-    (["PHOTO", "--prompts", "text.jpg"], "text.jpg: not a JSON file"),
-    (["PHOTO", "--prompts", "empty.json"], "empty.json: expected a list of prompts"),
-    (["PHOTO", "--prompts", "keys.json"], "keys.json: prompt 1: expected the keys"),
-    (["PHOTO", "--prompts", "labels.json"], "labels.json: prompt 1: labels: expected one for each"),
-    (["PHOTO", "--prompts", "outside.json"], "outside.json: prompt 2: the point (1, 999) is"),
-    (["PHOTO", "--prompts", "keys.json", "--point", "1", "1"], "not beside it"),
-    (["PHOTO", "--text", "a cat"], "this model has no text head"),
-    (["PHOTO", "--mask", "nowhere.png"], "nowhere.png: no such file"),
-    (["PHOTO", "--single", "--multimask"], "not allowed with argument"),
-    (["PHOTO", "--out", "masks.txt"], "--out: expected a name that ends in .png"),
-    (["PHOTO", "--out", "text.jpg/masks.png"], "text.jpg"),
-    (["PHOTO", "--point", "1", "1", "--model", "vit_x"], "vit_x"),
-    (["PHOTO", "--point", "1", "1", "--model", "text.jpg"], "text.jpg"),
-    (["PHOTO", "--point", "1", "1", "--model", "cut.safetensors"], "cut.safetensors"),
-    (["PHOTO", "--point", "1", "1", "--model", "other.pth"], "other.pth"),
-    (["PHOTO", "--colour"], "unrecognized arguments: --colour"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["nowhere.jpg"], "nowhere.jpg: no such file"),
+        (["."], "is a folder, not a picture"),
+        (["text.jpg"], "text.jpg is not a picture"),
+        (["cut.png"], "cut.png is truncated or damaged"),
+        (
+            ["PHOTO", "--point", "90", "5"],
+            "--point: the point (90, 5) is outside the photo, which is ",
+        ),
+        (["PHOTO", "--point", "-1", "5"], "outside the photo"),
+        (["PHOTO", "--point", "nan", "5"], "--point: expected finite numbers, got NaN"),
+        (["PHOTO", "--not-point", "5", "inf"], "finite"),
+        (["PHOTO", "--point", "x", "5"], "argument --point: invalid float value: 'x'"),
+        (["PHOTO", "--point", "5"], "argument --point: expected 2 arguments"),
+        (["PHOTO", "--box", "5", "5", "5", "50"], "--box: the box (5, 5, 5, 50) has no area"),
+        (["PHOTO", "--box", "5", "nan", "9", "50"], "finite"),
+        (["PHOTO", "--box", "1", "1", "5", "5", "--box", "1", "1", "1", "5"], "--box 2: the box"),
+        (
+            [
+                "PHOTO",
+                "--box",
+                "1",
+                "1",
+                "5",
+                "5",
+                "--box",
+                "1",
+                "1",
+                "4",
+                "5",
+                "--point",
+                "1",
+                "1",
+            ],
+            "2 boxes are as many prompts",
+        ),
+        (["PHOTO", "--prompts", "nowhere.json"], "nowhere.json: No such file"),
+        (["PHOTO", "--prompts", "text.jpg"], "text.jpg: not a JSON file"),
+        (["PHOTO", "--prompts", "empty.json"], "empty.json: expected a list of prompts"),
+        (["PHOTO", "--prompts", "keys.json"], "keys.json: prompt 1: expected the keys"),
+        (
+            ["PHOTO", "--prompts", "labels.json"],
+            "labels.json: prompt 1: labels: expected one for each",
+        ),
+        (["PHOTO", "--prompts", "outside.json"], "outside.json: prompt 2: the point (1, 999) is"),
+        (["PHOTO", "--prompts", "keys.json", "--point", "1", "1"], "not beside it"),
+        (["PHOTO", "--text", "a cat"], "this model has no text head"),
+        (["PHOTO", "--mask", "nowhere.png"], "nowhere.png: no such file"),
+        (["PHOTO", "--single", "--multimask"], "not allowed with argument"),
+        (["PHOTO", "--out", "masks.txt"], "--out: expected a name that ends in .png"),
+        (["PHOTO", "--out", "text.jpg/masks.png"], "text.jpg"),
+        (["PHOTO", "--point", "1", "1", "--model", "vit_x"], "vit_x"),
+        (["PHOTO", "--point", "1", "1", "--model", "text.jpg"], "text.jpg"),
+        (["PHOTO", "--point", "1", "1", "--model", "cut.safetensors"], "cut.safetensors"),
+        (["PHOTO", "--point", "1", "1", "--model", "other.pth"], "other.pth"),
+        (["PHOTO", "--colour"], "unrecognized arguments: --colour"),
+    ],
+)
 def test_bad_input_is_one_sentence_and_exit_code_2(call, folder, arguments, message):
     Path("text.jpg").write_text("no picture")
     Path("cut.png").write_bytes((folder / "photo.png").read_bytes()[:2000])
@@ -253,20 +307,25 @@ def test_nothing_half_written_is_left(tmp_path):
 
 
 def test_ctrl_c_is_quiet(call, folder, monkeypatch):
-    monkeypatch.setattr(segment, "_segment_prompts", lambda *_: (_ for _ in ()).throw(
-        KeyboardInterrupt))
+    monkeypatch.setattr(
+        segment, "_segment_prompts", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     code, _, err = call(folder / "photo.png", "--point", 1, 1)
     assert code == 130 and err == ""
 
 
 def test_help_needs_no_jax():
-    program = "import sys; from sam_jax import cli; " \
+    program = (
+        "import sys; from sam_jax import cli; "
         "sys.exit(cli.main(sys.argv[1:]) if 'jax' not in sys.modules else 9)"
+    )
     for arguments in (["--help"], ["segment", "--help"], ["--version"]):
         start = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-X", "importtime", "-c", program, *arguments],
-            capture_output=True, text=True, timeout=60,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         assert done.returncode == 0 and time.monotonic() - start < 30
         imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}

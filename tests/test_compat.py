@@ -122,8 +122,12 @@ def test_batched_points_masks_and_boxes(pair):
     labels = torch.tensor(rng.integers(-1, 2, (5, 3)))
     boxes = torch.tensor([[1.0, 2, 40, 50]]).repeat(5, 1)
     masks = torch.tensor(rng.normal(size=(5, 1, 16, 16)), dtype=torch.float32)
-    for given in [(points, labels, None, None), (points, labels, boxes, masks),
-                  (None, None, boxes, masks[:1]), (None, None, None, masks)]:
+    for given in [
+        (points, labels, None, None),
+        (points, labels, boxes, masks),
+        (None, None, boxes, masks[:1]),
+        (None, None, None, masks),
+    ]:
         their, our = (p.predict_torch(*given, return_logits=True) for p in (theirs, ours))
         for a, b in zip(our, their, strict=True):
             torch.testing.assert_close(a, b, atol=3e-5 * float(b.abs().max()), rtol=0)
@@ -137,10 +141,13 @@ def test_the_model_called_with_a_batch(pair):
     batch = []
     for hw in ((48, 64), (64, 40)):
         image = torch.tensor(photo(hw).transpose(2, 0, 1).copy())
-        batch.append({
-            "image": image, "original_size": (hw[0] * 2, hw[1] * 2),
-            "boxes": torch.tensor([[1.0, 1, 30, 30], [5, 5, 20, 38]]),
-        })
+        batch.append(
+            {
+                "image": image,
+                "original_size": (hw[0] * 2, hw[1] * 2),
+                "boxes": torch.tensor([[1.0, 1, 30, 30], [5, 5, 20, 38]]),
+            }
+        )
     their = reference(batch, multimask_output=True)
     our = own(batch, multimask_output=True)
     for a, b in zip(our, their, strict=True):
@@ -228,7 +235,8 @@ def pair_of_blobs(pair, monkeypatch):
     monkeypatch.setitem(reference._modules, "prompt_encoder", Prompts())
     monkeypatch.setitem(reference._modules, "mask_decoder", Decoder())
     monkeypatch.setattr(
-        compat.CompiledModel, "decode",
+        compat.CompiledModel,
+        "decode",
         lambda self, features, prompts, **_: blobs(prompts.points[0, :, 0]),
     )
     return pair
@@ -257,24 +265,35 @@ def both_records(pair, image, **arguments) -> int:
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("changes", [
-    dict(output_mode="binary_mask"),
-    dict(output_mode="uncompressed_rle", points_per_batch=7),
-    dict(output_mode="coco_rle", crop_n_layers=1, crop_n_points_downscale_factor=2),
-    dict(min_mask_region_area=60),
-    dict(min_mask_region_area=600, crop_n_layers=2, crop_n_points_downscale_factor=2,
-         crop_overlap_ratio=0.5),
-    dict(points_per_side=None, point_grids=[np.array([[0.3, 0.4], [0.7, 0.5], [0.1, 0.9]])]),
-    dict(pred_iou_thresh=0.0, stability_score_thresh=0.0, stability_score_offset=0.5),
-], ids=["plain", "batches", "crops", "regions", "layers and regions", "own grid", "no thresholds"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(output_mode="binary_mask"),
+        dict(output_mode="uncompressed_rle", points_per_batch=7),
+        dict(output_mode="coco_rle", crop_n_layers=1, crop_n_points_downscale_factor=2),
+        dict(min_mask_region_area=60),
+        dict(
+            min_mask_region_area=600,
+            crop_n_layers=2,
+            crop_n_points_downscale_factor=2,
+            crop_overlap_ratio=0.5,
+        ),
+        dict(points_per_side=None, point_grids=[np.array([[0.3, 0.4], [0.7, 0.5], [0.1, 0.9]])]),
+        dict(pred_iou_thresh=0.0, stability_score_thresh=0.0, stability_score_offset=0.5),
+    ],
+    ids=["plain", "batches", "crops", "regions", "layers and regions", "own grid", "no thresholds"],
+)
 def test_generator_gives_the_released_records(pair_of_blobs, changes):
     if "min_mask_region_area" in changes:
         pytest.importorskip("cv2", reason="the released code cleans regions with OpenCV")
     if changes.get("output_mode") == "coco_rle":
         pytest.importorskip("pycocotools", reason="the released code makes COCO RLE with it")
     arguments = {
-        "points_per_side": 8, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.6,
-        "box_nms_thresh": 0.6, **changes,
+        "points_per_side": 8,
+        "pred_iou_thresh": 0.7,
+        "stability_score_thresh": 0.6,
+        "box_nms_thresh": 0.6,
+        **changes,
     }
     for hw in ((120, 150), (201, 133))[: 1 if "crop_n_layers" in changes else 2]:
         assert both_records(pair_of_blobs, photo(hw, 2), **arguments) >= 2
@@ -284,8 +303,13 @@ def test_generator_gives_the_released_records(pair_of_blobs, changes):
 def test_generator_with_the_network_gives_the_released_records(pair):
     # Its masks all fill the photo, so only a threshold of 1 leaves more than one of them.
     count = both_records(
-        pair, photo((120, 150), 2), points_per_side=6, points_per_batch=10, pred_iou_thresh=-1.0,
-        stability_score_thresh=0.3, box_nms_thresh=1.0,
+        pair,
+        photo((120, 150), 2),
+        points_per_side=6,
+        points_per_batch=10,
+        pred_iou_thresh=-1.0,
+        stability_score_thresh=0.3,
+        box_nms_thresh=1.0,
     )
     assert count > 30
 

@@ -22,9 +22,16 @@ ROOMS = {
     "engine": {"inference", "checkpoint", "models", "ops", "data"},
 }
 EXTRAS = {
-    "optax": {"training"}, "grain": {"data"}, "tensorflow_datasets": {"data"},
-    "matplotlib": {"evaluation"}, "tokenizers": {"inference"}, "flax": {"models"},
-    "cv2": {"evaluation"}, "torch": set(), "tensorflow": set(), "transformers": set(),
+    "optax": {"training"},
+    "grain": {"data"},
+    "tensorflow_datasets": {"data"},
+    "matplotlib": {"evaluation"},
+    "tokenizers": {"inference"},
+    "flax": {"models"},
+    "cv2": {"evaluation"},
+    "torch": set(),
+    "tensorflow": set(),
+    "transformers": set(),
 }
 
 
@@ -69,8 +76,7 @@ def test_every_room_has_a_rule():
 
 def test_importing_the_package_loads_no_extra_and_no_jax():
     code = (
-        "import sys, sam_jax; "
-        f"print([m for m in {sorted([*EXTRAS, 'jax'])!r} if m in sys.modules])"
+        f"import sys, sam_jax; print([m for m in {sorted([*EXTRAS, 'jax'])!r} if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert out.stdout.strip() == "[]", out.stdout + out.stderr

@@ -73,9 +73,12 @@ def stage_batches(config: TrainConfig, number: int, start: int):
     """The endless batches of a stage from its step `start` on."""
     stage = config.stages[number]
     pipeline = PipelineConfig(
-        image_size=stage.image_size, mask_size=stage.image_size // 4,
-        max_masks=stage.max_masks, min_mask_pixels=stage.min_mask_pixels,
-        area_power=config.mask_area_power, scale_range=stage.scale_range,
+        image_size=stage.image_size,
+        mask_size=stage.image_size // 4,
+        max_masks=stage.max_masks,
+        min_mask_pixels=stage.min_mask_pixels,
+        area_power=config.mask_area_power,
+        scale_range=stage.scale_range,
         batch_size=stage.batch_size,
         **({} if config.augment else {"flip": False, "colour_jitter": 0.0}),
     )
@@ -88,9 +91,15 @@ def initial_variables(config: TrainConfig) -> dict:
     if not config.init_from:
         return jax.jit(lambda key: sam_model.init(config.model, key))(jax.random.key(config.seed))
     start = load(config.init_from)
-    if start.config.replace(dtype=config.model.dtype, drop_path=config.model.drop_path,
-                            decoder_dropout=config.model.decoder_dropout,
-                            remat=config.model.remat) != config.model:
+    if (
+        start.config.replace(
+            dtype=config.model.dtype,
+            drop_path=config.model.drop_path,
+            decoder_dropout=config.model.decoder_dropout,
+            remat=config.model.remat,
+        )
+        != config.model
+    ):
         raise ValueError(f"init_from: {config.init_from} is not a model of this config's shape")
     return start.params
 
@@ -140,7 +149,8 @@ def train_stage(config, number, state: TrainState, optimizer, manager, log, stop
             print(
                 f"step {done}/{config.total_steps}  loss {row['loss']:.3f}  dice {row['dice']:.3f}"
                 f"  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}"
-                f"  {row['seconds_per_step']:.2f} s/step", flush=True,
+                f"  {row['seconds_per_step']:.2f} s/step",
+                flush=True,
             )
             history, since = [], time.time()
         if done % config.save_every == 0 or stop.asked:

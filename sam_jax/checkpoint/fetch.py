@@ -129,9 +129,7 @@ def _download(url: str, part: Path) -> None:
 def _bar(name: str, have: int, total: int | None):
     from tqdm import tqdm
 
-    return tqdm(
-        desc=name, initial=have, total=total, unit="B", unit_scale=True, unit_divisor=1024
-    )
+    return tqdm(desc=name, initial=have, total=total, unit="B", unit_scale=True, unit_divisor=1024)
 
 
 @contextlib.contextmanager

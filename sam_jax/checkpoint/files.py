@@ -34,8 +34,15 @@ ORBAX_TREE = "variables"
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8,
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
     "BOOL": np.bool_,
 }
 
@@ -108,7 +115,10 @@ def read_safetensors(path: str | os.PathLike) -> tuple[dict[str, np.ndarray], di
 
 
 def write_safetensors(
-    path: str | os.PathLike, variables: Mapping, config: SamConfig, name: str | None = None,
+    path: str | os.PathLike,
+    variables: Mapping,
+    config: SamConfig,
+    name: str | None = None,
     half: bool = False,
 ) -> None:
     """Writes this project's own file.
@@ -241,7 +251,9 @@ def _shards(index: Path) -> list[str]:
 
 
 def _from_tensors(
-    path: Path, tensors: dict[str, np.ndarray], metadata: Mapping[str, str],
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    metadata: Mapping[str, str],
     expected: SamConfig | None,
 ) -> Contents:
     try:
@@ -275,6 +287,4 @@ def _within(path: Path, error: CheckpointError) -> CheckpointError:
     """The error with the path in its sentence."""
     if str(path) in error.summary:
         return error
-    return CheckpointError(
-        f"{path}: {error.summary}", error.missing, error.unused, error.misshapen
-    )
+    return CheckpointError(f"{path}: {error.summary}", error.missing, error.unused, error.misshapen)

@@ -53,12 +53,18 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     inner = shape(f"{layer}.cross_attn_token_to_image.q_proj.weight", 2)[0]
     head = "mask_decoder.iou_prediction_head.layers.0.weight"
     fields = dict(
-        encoder_width=width, encoder_depth=counts.encoder_depth,
-        encoder_heads=width // max(tables[0][1], 1), global_blocks=global_blocks,
-        image_size=grid * patch, patch_size=patch, window_size=window,
-        encoder_mlp_ratio=_ratio(width, hidden), embed_dim=embed,
+        encoder_width=width,
+        encoder_depth=counts.encoder_depth,
+        encoder_heads=width // max(tables[0][1], 1),
+        global_blocks=global_blocks,
+        image_size=grid * patch,
+        patch_size=patch,
+        window_size=window,
+        encoder_mlp_ratio=_ratio(width, hidden),
+        embed_dim=embed,
         mask_channels=shape("prompt_encoder.mask_downscaling.3.weight", 4)[0],
-        decoder_depth=counts.decoder_depth, decoder_heads=_heads(inner),
+        decoder_depth=counts.decoder_depth,
+        decoder_heads=_heads(inner),
         decoder_mlp_width=shape(f"{layer}.mlp.lin1.weight", 2)[0],
         attention_downsample=max(embed // max(inner, 1), 1),
         num_multimask=shape("mask_decoder.mask_tokens.weight", 2)[0] - 1,
@@ -165,11 +171,13 @@ def _bare(config: SamConfig) -> SamConfig:
     ratio = int(config.encoder_width * config.encoder_mlp_ratio)
     defaults = {
         field.name: field.default
-        for field in dataclasses.fields(SamConfig) if field.name in NOT_IN_SHAPES
+        for field in dataclasses.fields(SamConfig)
+        if field.name in NOT_IN_SHAPES
     }
     defaults["decoder_heads"] = 1
     return config.replace(
-        **defaults, encoder_mlp_ratio=float(ratio),
+        **defaults,
+        encoder_mlp_ratio=float(ratio),
         global_blocks=tuple(sorted(set(config.global_blocks))),
     )
 

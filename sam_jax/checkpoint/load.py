@@ -138,9 +138,7 @@ def save(
     elif format == "orbax":
         files.write_orbax(path, sam.params, sam.config, sam.name)
     else:
-        raise ValueError(
-            f"format: expected 'pth', 'safetensors', 'hf' or 'orbax', got {format!r}"
-        )
+        raise ValueError(f"format: expected 'pth', 'safetensors', 'hf' or 'orbax', got {format!r}")
 
 
 def format_of(path: str | os.PathLike) -> Format:

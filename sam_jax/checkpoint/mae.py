@@ -33,12 +33,18 @@ IGNORED = re.compile(r"cls_token|mask_token|norm\.(weight|bias)|decoder_.*")
 """What SAM's encoder has no place for: tokens, the last norm, and MAE's decoder."""
 
 _BLOCK = {
-    "norm1.weight": "norm1/scale", "norm1.bias": "norm1/bias",
-    "norm2.weight": "norm2/scale", "norm2.bias": "norm2/bias",
-    "attn.qkv.weight": "attn/qkv/kernel", "attn.qkv.bias": "attn/qkv/bias",
-    "attn.proj.weight": "attn/proj/kernel", "attn.proj.bias": "attn/proj/bias",
-    "mlp.fc1.weight": "lin1/kernel", "mlp.fc1.bias": "lin1/bias",
-    "mlp.fc2.weight": "lin2/kernel", "mlp.fc2.bias": "lin2/bias",
+    "norm1.weight": "norm1/scale",
+    "norm1.bias": "norm1/bias",
+    "norm2.weight": "norm2/scale",
+    "norm2.bias": "norm2/bias",
+    "attn.qkv.weight": "attn/qkv/kernel",
+    "attn.qkv.bias": "attn/qkv/bias",
+    "attn.proj.weight": "attn/proj/kernel",
+    "attn.proj.bias": "attn/proj/bias",
+    "mlp.fc1.weight": "lin1/kernel",
+    "mlp.fc1.bias": "lin1/bias",
+    "mlp.fc2.weight": "lin2/kernel",
+    "mlp.fc2.bias": "lin2/bias",
 }
 _ENCODER = "params/image_encoder"
 

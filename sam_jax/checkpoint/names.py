@@ -25,8 +25,17 @@ from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import init
 
 __all__ = [
-    "CheckpointError", "flatten", "from_hf", "from_own", "from_torch", "infer_config",
-    "own_shapes", "shapes", "to_hf", "to_torch", "unflatten",
+    "CheckpointError",
+    "flatten",
+    "from_hf",
+    "from_own",
+    "from_torch",
+    "infer_config",
+    "own_shapes",
+    "shapes",
+    "to_hf",
+    "to_torch",
+    "unflatten",
 ]
 
 
@@ -132,9 +141,7 @@ def to_hf(variables: Mapping) -> dict[str, np.ndarray]:
     return tensors
 
 
-def from_torch(
-    tensors: Mapping[str, np.ndarray], config: SamConfig, what: str = "tensors"
-) -> dict:
+def from_torch(tensors: Mapping[str, np.ndarray], config: SamConfig, what: str = "tensors") -> dict:
     """Released names -> variables {"params", "buffers"} of float32 NumPy arrays.
 
     Args:

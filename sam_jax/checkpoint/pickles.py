@@ -15,10 +15,16 @@ from typing import Any
 from sam_jax.checkpoint.strict import CheckpointError
 
 STORAGES = {
-    "torch FloatStorage": "float32", "torch DoubleStorage": "float64",
-    "torch HalfStorage": "float16", "torch BFloat16Storage": "bfloat16",
-    "torch LongStorage": "int64", "torch IntStorage": "int32", "torch ShortStorage": "int16",
-    "torch CharStorage": "int8", "torch ByteStorage": "uint8", "torch BoolStorage": "bool",
+    "torch FloatStorage": "float32",
+    "torch DoubleStorage": "float64",
+    "torch HalfStorage": "float16",
+    "torch BFloat16Storage": "bfloat16",
+    "torch LongStorage": "int64",
+    "torch IntStorage": "int32",
+    "torch ShortStorage": "int16",
+    "torch CharStorage": "int8",
+    "torch ByteStorage": "uint8",
+    "torch BoolStorage": "bool",
 }
 """Kinds of storage, by the name that files give them, and the numbers that they hold."""
 
@@ -210,25 +216,50 @@ def _set_item(reader: Reader, _: Any) -> None:
 
 
 LITERALS = {
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
-    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+    "INT",
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG",
+    "LONG1",
+    "LONG4",
+    "FLOAT",
+    "BINFLOAT",
+    "UNICODE",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "STRING",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINBYTES8",
 }
 CONSTANTS: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False,
-    "EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "MARK": lambda: MARK,
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "MARK": lambda: MARK,
 }
 INSTRUCTIONS: dict[str, Callable[[Reader, Any], None]] = {
     "PROTO": lambda reader, _: None,
     "FRAME": lambda reader, _: None,
     "POP": lambda reader, _: reader.stack.pop(),
-    "PUT": _keep, "BINPUT": _keep, "LONG_BINPUT": _keep,
+    "PUT": _keep,
+    "BINPUT": _keep,
+    "LONG_BINPUT": _keep,
     "MEMOIZE": lambda reader, _: _keep(reader, len(reader.memo)),
     "GET": lambda reader, index: reader.stack.append(reader.memo[index]),
     "BINGET": lambda reader, index: reader.stack.append(reader.memo[index]),
     "LONG_BINGET": lambda reader, index: reader.stack.append(reader.memo[index]),
     "TUPLE": lambda reader, _: reader.stack.append(tuple(reader.since_mark())),
-    "TUPLE1": _tuple_of(1), "TUPLE2": _tuple_of(2), "TUPLE3": _tuple_of(3),
+    "TUPLE1": _tuple_of(1),
+    "TUPLE2": _tuple_of(2),
+    "TUPLE3": _tuple_of(3),
     "LIST": lambda reader, _: reader.stack.append(reader.since_mark()),
     "DICT": _dict,
     "SETITEM": _set_item,
@@ -254,7 +285,12 @@ def read(data: bytes) -> Any:
     except CheckpointError:
         raise
     except (
-        ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
         ArithmeticError,
     ) as error:
         raise CheckpointError(f"its pickle is damaged: {error}") from error

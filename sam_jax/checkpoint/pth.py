@@ -187,7 +187,8 @@ def _state_dict(value) -> dict[str, np.ndarray]:
     if others or not tensors:
         names = ", ".join(others[:8]) + (", ..." if len(others) > 8 else "")
         raise CheckpointError(
-            f"{len(others)} of {len(tensors)} entries are no tensors: {names}" if others
+            f"{len(others)} of {len(tensors)} entries are no tensors: {names}"
+            if others
             else "holds no tensors"
         )
     if all(str(name).startswith("module.") for name in tensors):
@@ -237,12 +238,24 @@ def describe(tensors: Mapping[str, np.ndarray]) -> bytes:
             strides.insert(0, step)
             step *= max(n, 1)
         storage = b"(%s%s%s%s%st" % (
-            _text("storage"), _global(kinds[array.dtype.name]), _text(str(i)), _text("cpu"),
+            _text("storage"),
+            _global(kinds[array.dtype.name]),
+            _text(str(i)),
+            _text("cpu"),
             _number(array.size),
         )
         parts += [
-            _text(name), _global(pickles.TENSOR), b"(", storage, b"Q", _number(0),
-            _numbers(array.shape), _numbers(strides), b"\x89", empty, b"tR",
+            _text(name),
+            _global(pickles.TENSOR),
+            b"(",
+            storage,
+            b"Q",
+            _number(0),
+            _numbers(array.shape),
+            _numbers(strides),
+            b"\x89",
+            empty,
+            b"tR",
         ]
     return b"".join([*parts, b"u."])
 

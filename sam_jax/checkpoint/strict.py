@@ -35,7 +35,9 @@ class CheckpointError(ValueError):
     def _details(self) -> Iterable[str]:
         shapes = [f"{name}: expected {want}, got {got}" for name, want, got in self.misshapen]
         for title, lines in (
-            ("missing", self.missing), ("unused", self.unused), ("misshapen", shapes),
+            ("missing", self.missing),
+            ("unused", self.unused),
+            ("misshapen", shapes),
         ):
             if lines:
                 parts = Counter(map(_part, lines))

@@ -86,9 +86,7 @@ def _block(i: int) -> list[Row]:
     hf = f"vision_encoder.layers.{i}"
     rows = []
     for n in (1, 2):
-        rows += _affine(
-            f"{own}/norm{n}", f"{released}.norm{n}", f"{hf}.layer_norm{n}", scale=True
-        )
+        rows += _affine(f"{own}/norm{n}", f"{released}.norm{n}", f"{hf}.layer_norm{n}", scale=True)
         rows += _affine(f"{own}/lin{n}", f"{released}.mlp.lin{n}", f"{hf}.mlp.lin{n}")
     for name in ("qkv", "proj"):
         rows += _affine(f"{own}/attn/{name}", f"{released}.attn.{name}", f"{hf}.attn.{name}")
@@ -115,20 +113,29 @@ def _row(own: str, released: str, hf: str, layout: str = "same", size: int = 1) 
 def _image_encoder(depth: int, patch_size: int) -> list[Row]:
     own, released, hf = "image_encoder", "image_encoder", "vision_encoder"
     rows = _affine(
-        f"{own}/patch_embed", f"{released}.patch_embed.proj", f"{hf}.patch_embed.projection",
-        "patches", patch_size,
+        f"{own}/patch_embed",
+        f"{released}.patch_embed.proj",
+        f"{hf}.patch_embed.projection",
+        "patches",
+        patch_size,
     )
     rows.append(_row(f"{own}/pos_embed", f"{released}.pos_embed", f"{hf}.pos_embed"))
     for i in range(depth):
         rows += _block(i)
     for n, layout in ((1, "patches"), (2, "conv")):
         k = 2 * n - 2
-        rows.append(_row(
-            f"{own}/neck_conv{n}/kernel", f"{released}.neck.{k}.weight",
-            f"{hf}.neck.conv{n}.weight", layout,
-        ))
+        rows.append(
+            _row(
+                f"{own}/neck_conv{n}/kernel",
+                f"{released}.neck.{k}.weight",
+                f"{hf}.neck.conv{n}.weight",
+                layout,
+            )
+        )
         rows += _affine(
-            f"{own}/neck_norm{n}", f"{released}.neck.{k + 1}", f"{hf}.neck.layer_norm{n}",
+            f"{own}/neck_norm{n}",
+            f"{released}.neck.{k + 1}",
+            f"{hf}.neck.layer_norm{n}",
             scale=True,
         )
     return rows
@@ -139,12 +146,15 @@ def _prompt_encoder() -> list[Row]:
     rows = [
         Row(
             f"buffers/{part}/gaussian",
-            (f"{part}.pe_layer.positional_encoding_gaussian_matrix",), (HF_GAUSSIAN,), "same",
+            (f"{part}.pe_layer.positional_encoding_gaussian_matrix",),
+            (HF_GAUSSIAN,),
+            "same",
         ),
         Row(
             f"params/{part}/point_embeddings",
             tuple(f"{part}.point_embeddings.{i}.weight" for i in range(4)),
-            tuple(f"{part}.point_embed.{i}.weight" for i in range(4)), "stack",
+            tuple(f"{part}.point_embed.{i}.weight" for i in range(4)),
+            "stack",
         ),
     ]
     for own in ("not_a_point", "no_mask"):
@@ -152,9 +162,7 @@ def _prompt_encoder() -> list[Row]:
         rows.append(_row(f"{part}/{own}", name, name, "vector"))
     released, hf = f"{part}.mask_downscaling", f"{part}.mask_embed"
     for n, (conv, norm) in enumerate(((0, 1), (3, 4)), 1):
-        rows += _affine(
-            f"{part}/mask_conv{n}", f"{released}.{conv}", f"{hf}.conv{n}", "patches", 2
-        )
+        rows += _affine(f"{part}/mask_conv{n}", f"{released}.{conv}", f"{hf}.conv{n}", "patches", 2)
         rows += _affine(
             f"{part}/mask_norm{n}", f"{released}.{norm}", f"{hf}.layer_norm{n}", scale=True
         )
@@ -174,7 +182,8 @@ def _transformer(depth: int) -> list[Row]:
     for i in range(depth):
         here, there = f"{own}/layer_{i}", f"{released}.layers.{i}"
         for name, other in (
-            ("self_attn", "self_attn"), ("token_to_image", "cross_attn_token_to_image"),
+            ("self_attn", "self_attn"),
+            ("token_to_image", "cross_attn_token_to_image"),
             ("image_to_token", "cross_attn_image_to_token"),
         ):
             rows += _attention(f"{here}/{name}", f"{there}.{other}")
@@ -186,7 +195,9 @@ def _transformer(depth: int) -> list[Row]:
             rows += _affine(f"{here}/lin{n}", f"{there}.mlp.lin{n}", f"{there}.mlp.lin{n}")
     rows += _attention(f"{own}/final_attn", f"{released}.final_attn_token_to_image")
     return rows + _affine(
-        f"{own}/norm_final", f"{released}.norm_final_attn", f"{released}.layer_norm_final_attn",
+        f"{own}/norm_final",
+        f"{released}.norm_final_attn",
+        f"{released}.layer_norm_final_attn",
         scale=True,
     )
 
@@ -197,7 +208,8 @@ def _head(own: str, released: str, depth: int) -> list[Row]:
     rows = []
     for i in range(depth):
         rows += _affine(
-            f"mask_decoder/{own}/layer_{i}", f"mask_decoder.{released}.layers.{i}",
+            f"mask_decoder/{own}/layer_{i}",
+            f"mask_decoder.{released}.layers.{i}",
             f"mask_decoder.{released}.{hf[i] if depth > 1 else 'proj_out'}",
         )
     return rows
@@ -213,8 +225,11 @@ def _mask_decoder(depth: int, num_masks: int, iou_head_depth: int) -> list[Row]:
     released = f"{part}.output_upscaling"
     for n, k in ((1, 0), (2, 3)):
         kernel, bias = _affine(
-            f"{part}/upscale_conv{n}", f"{released}.{k}", f"{part}.upscale_conv{n}",
-            "transposed", 2,
+            f"{part}/upscale_conv{n}",
+            f"{released}.{k}",
+            f"{part}.upscale_conv{n}",
+            "transposed",
+            2,
         )
         rows += [kernel, dataclasses.replace(bias, own=f"params/{part}/upscale_bias{n}")]
     rows += _affine(
@@ -247,16 +262,20 @@ def rows(counts: Counts) -> tuple[Row, ...]:
 
 _BLOCKS = {
     "own": (
-        r"params/image_encoder/block_(\d+)/", r"params/mask_decoder/transformer/layer_(\d+)/",
-        r"params/mask_decoder/hyper_mlp_(\d+)/", r"params/mask_decoder/iou_head/layer_(\d+)/",
+        r"params/image_encoder/block_(\d+)/",
+        r"params/mask_decoder/transformer/layer_(\d+)/",
+        r"params/mask_decoder/hyper_mlp_(\d+)/",
+        r"params/mask_decoder/iou_head/layer_(\d+)/",
     ),
     "released": (
-        r"image_encoder\.blocks\.(\d+)\.", r"mask_decoder\.transformer\.layers\.(\d+)\.",
+        r"image_encoder\.blocks\.(\d+)\.",
+        r"mask_decoder\.transformer\.layers\.(\d+)\.",
         r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.",
         r"mask_decoder\.iou_prediction_head\.layers\.(\d+)\.",
     ),
     "hf": (
-        r"vision_encoder\.layers\.(\d+)\.", r"mask_decoder\.transformer\.layers\.(\d+)\.",
+        r"vision_encoder\.layers\.(\d+)\.",
+        r"mask_decoder\.transformer\.layers\.(\d+)\.",
         r"mask_decoder\.output_hypernetworks_mlps\.(\d+)\.",
         r"mask_decoder\.iou_prediction_head\.(?:layers\.)?(\d+|proj_in|proj_out)\.",
     ),
@@ -275,7 +294,10 @@ def count(names: Iterable[str], naming: str, patch_size: int = 1) -> Counts:
 def counts_of(config: SamConfig) -> Counts:
     """What decides the names of this model."""
     return Counts(
-        config.encoder_depth, config.decoder_depth, config.num_masks, config.iou_head_depth,
+        config.encoder_depth,
+        config.decoder_depth,
+        config.num_masks,
+        config.iou_head_depth,
         config.patch_size,
     )
 

@@ -32,9 +32,10 @@ def batches(
 ) -> Iterator[Sample]:
     """An endless Grain iterator of batches that depend on (seed, step) and on nothing else.
 
-    Each source is shuffled, repeated with a new order each time, and mixed by weight. A record
-    that cannot be read, or whose drawn window shows no usable mask, is replaced by another of its
-    source, drawn from the same random stream; one that cannot be read is logged once by name. Needs the extra `train` (grain).
+    Each source is shuffled, repeated with a new order each time, and mixed by weight. A record that
+    cannot be read, or whose drawn window shows no usable mask, is replaced by another of its
+    source, drawn from the same random stream; one that cannot be read is logged once by name.
+    Needs the extra `train` (grain).
 
     Args:
       sources: (source, weight) pairs; weights are relative and positive.

@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tables = parser.add_subparsers(dest="table", metavar="TABLE", required=True)
     for name, module in TABLES.items():
         table = tables.add_parser(
-            name, help=module.__doc__.splitlines()[0], description=module.__doc__,
+            name,
+            help=module.__doc__.splitlines()[0],
+            description=module.__doc__,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         module.add_arguments(table)

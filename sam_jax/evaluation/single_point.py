@@ -25,8 +25,13 @@ PROMPTS_AT_ONCE = 16  # masks of an image held at the photo's size at the same t
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `sam-jax evaluate single-point`."""
     add = parser.add_argument
-    add("--data", required=True, metavar="DIR", nargs="+",
-        help="folders of NAME.jpg + NAME.json in SA-1B form, or folders of such folders")
+    add(
+        "--data",
+        required=True,
+        metavar="DIR",
+        nargs="+",
+        help="folders of NAME.jpg + NAME.json in SA-1B form, or folders of such folders",
+    )
     add("--model", default="tiny", metavar="NAME", help="tiny, vit_b, vit_l, vit_h, or a file")
     add("--clicks", type=int, default=9, metavar="N", help="the most clicks (default 9)")
     add("--images", type=int, default=0, metavar="N", help="only the first N of each folder")

@@ -118,9 +118,11 @@ def check(prompts: list[CommandPrompt], image_hw: tuple[int, int]) -> list[Comma
             prompt.points, prompt.labels, image_hw, name, f"{name}: labels"
         )
         box = None if prompt.box is None else checked_box(prompt.box, image_hw, name)
-        checked.append(CommandPrompt(
-            points.tolist(), labels.tolist(), None if box is None else box.tolist(), name
-        ))
+        checked.append(
+            CommandPrompt(
+                points.tolist(), labels.tolist(), None if box is None else box.tolist(), name
+            )
+        )
     return checked
 
 

@@ -177,7 +177,10 @@ def _fill(prompts: Prompts, count: int, slots: int) -> Prompts:
         return np.pad(x, widths, constant_values=value)
 
     return Prompts(
-        points=pad(prompts.points, 0.0, 2), labels=pad(prompts.labels, EMPTY, 2),
-        masks=pad(prompts.masks, 0.0), has_mask=pad(prompts.has_mask, False),
-        text=pad(prompts.text, 0.0), has_text=pad(prompts.has_text, False),
+        points=pad(prompts.points, 0.0, 2),
+        labels=pad(prompts.labels, EMPTY, 2),
+        masks=pad(prompts.masks, 0.0),
+        has_mask=pad(prompts.has_mask, False),
+        text=pad(prompts.text, 0.0),
+        has_text=pad(prompts.has_text, False),
     )

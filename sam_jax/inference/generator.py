@@ -140,7 +140,8 @@ class MaskGenerator:
             candidates = _suppress(candidates, np.float32(1) / areas, self.crop_nms_thresh)
         if self.min_mask_region_area > 0:
             candidates = clean_regions(
-                candidates, self.min_mask_region_area,
+                candidates,
+                self.min_mask_region_area,
                 max(self.box_nms_thresh, self.crop_nms_thresh),
             )
         return [self._record(candidate) for candidate in candidates]
@@ -166,8 +167,12 @@ class MaskGenerator:
             if self.pred_iou_thresh > 0 and not scores[i, k] > self.pred_iou_thresh:
                 continue
             mask, stability = mask_and_stability(
-                logits[i, k], embedding.input_hw[0], embedding.image_hw[0], side,
-                self.mask_threshold, self.stability_score_offset,
+                logits[i, k],
+                embedding.input_hw[0],
+                embedding.image_hw[0],
+                side,
+                self.mask_threshold,
+                self.stability_score_offset,
             )
             if self.stability_score_thresh > 0 and not stability >= self.stability_score_thresh:
                 continue
@@ -178,10 +183,16 @@ class MaskGenerator:
                 whole = np.zeros(image_hw, bool)
                 whole[crop_box[1] : crop_box[3], crop_box[0] : crop_box[2]] = mask
                 mask = whole
-            found.append(Candidate(
-                rle.uncompressed(mask), box, scores[i, k], stability, points[i] + offset[:2],
-                tuple(crop_box),
-            ))
+            found.append(
+                Candidate(
+                    rle.uncompressed(mask),
+                    box,
+                    scores[i, k],
+                    stability,
+                    points[i] + offset[:2],
+                    tuple(crop_box),
+                )
+            )
         return found
 
     def _decode(self, embedding: Embedding, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

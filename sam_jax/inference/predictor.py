@@ -19,7 +19,8 @@ from sam_jax.ops.transforms import pad_to_frame, resize_image, resized_hw
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["features"], meta_fields=["image_hw", "input_hw", "is_batch"],
+    data_fields=["features"],
+    meta_fields=["image_hw", "input_hw", "is_batch"],
 )
 @dataclasses.dataclass(frozen=True)
 class Embedding:
@@ -195,7 +196,9 @@ class Predictor:
         image_hw, input_hw = embedding.image_hw[0], embedding.input_hw[0]
         side = h * self.config.patch_size
         prompts, several = gather(
-            *arguments, image_hw=image_hw, mask_hw=(4 * h, 4 * w),
+            *arguments,
+            image_hw=image_hw,
+            mask_hw=(4 * h, 4 * w),
             text_width=self.config.text_width,
         )
         logits, scores = self.compiled.decode(embedding.features, to_slots(prompts, image_hw, side))

@@ -68,8 +68,10 @@ def gather(
     if labels is not None and points_xy is None:
         raise ValueError("labels: given without points_xy; pass the points that they belong to")
     given = {
-        "points_xy": (points_xy, 2), "boxes_xyxy": (boxes_xyxy, 1),
-        "mask_logits": (mask_logits, 2), "text": (text, 1),
+        "points_xy": (points_xy, 2),
+        "boxes_xyxy": (boxes_xyxy, 1),
+        "mask_logits": (mask_logits, 2),
+        "text": (text, 1),
     }
     columns, labels, count = _by_prompt(given, labels)
     prompts = []
@@ -77,11 +79,19 @@ def gather(
         points, box, mask, words = (
             None if column is None else column[i] for column in columns.values()
         )
-        prompts.append(_prompt(
-            points, None if labels is None else labels[i], box, mask, words,
-            name=f" of prompt {i}" if count else "",
-            image_hw=image_hw, mask_hw=mask_hw, text_width=text_width,
-        ))
+        prompts.append(
+            _prompt(
+                points,
+                None if labels is None else labels[i],
+                box,
+                mask,
+                words,
+                name=f" of prompt {i}" if count else "",
+                image_hw=image_hw,
+                mask_hw=mask_hw,
+                text_width=text_width,
+            )
+        )
     return prompts, count is not None
 
 
@@ -123,8 +133,9 @@ def _by_prompt(given: dict[str, tuple[Any, int]], labels):
     if labels is not None:
         labels = [labels] if count is None else list(labels)
         if count is not None and len(labels) != count:
-            raise ValueError(f"labels: expected one list for each of {count} prompts, "
-                             f"got {len(labels)}")
+            raise ValueError(
+                f"labels: expected one list for each of {count} prompts, got {len(labels)}"
+            )
     for name, column in columns.items():
         if column is not None and len(column) != (count or 1):
             raise ValueError(f"{name}: expected {count} prompts, got {len(column)}")

@@ -40,19 +40,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `sam-jax segment`."""
     add = parser.add_argument
     add("photo", nargs="?", metavar="PHOTO", help="a picture file; default: the bundled one")
-    add("--point", nargs=2, type=float, metavar=("X", "Y"), action="append", default=[],
-        help="a point on the object, in pixels from the top left corner; repeatable")
-    add("--not-point", nargs=2, type=float, metavar=("X", "Y"), action="append", default=[],
-        help="a point that is not on the object; repeatable")
-    add("--box", nargs=4, type=float, metavar=("X0", "Y0", "X1", "Y1"), action="append", default=[],
-        help="a box around the object; several boxes are several prompts")
-    add("--prompts", metavar="FILE.json",
-        help='several prompts: [{"points": [[x, y]], "labels": [1], "box": [x0, y0, x1, y1]}, ...]')
-    add("--mask", metavar="FILE", help="a rough mask as a prompt: a picture of the photo's size, "
-        "white on the object, or low-resolution logits (.npy)")
+    add(
+        "--point",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        action="append",
+        default=[],
+        help="a point on the object, in pixels from the top left corner; repeatable",
+    )
+    add(
+        "--not-point",
+        nargs=2,
+        type=float,
+        metavar=("X", "Y"),
+        action="append",
+        default=[],
+        help="a point that is not on the object; repeatable",
+    )
+    add(
+        "--box",
+        nargs=4,
+        type=float,
+        metavar=("X0", "Y0", "X1", "Y1"),
+        action="append",
+        default=[],
+        help="a box around the object; several boxes are several prompts",
+    )
+    add(
+        "--prompts",
+        metavar="FILE.json",
+        help='several prompts: [{"points": [[x, y]], "labels": [1], "box": [x0, y0, x1, y1]}, ...]',
+    )
+    add(
+        "--mask",
+        metavar="FILE",
+        help="a rough mask as a prompt: a picture of the photo's size, "
+        "white on the object, or low-resolution logits (.npy)",
+    )
     add("--text", metavar="WORDS", help="what to segment, for models with a text head")
-    add("--model", default="tiny", metavar="NAME",
-        help="tiny (bundled, the default), vit_b, vit_l, vit_h, or a checkpoint file or folder")
+    add(
+        "--model",
+        default="tiny",
+        metavar="NAME",
+        help="tiny (bundled, the default), vit_b, vit_l, vit_h, or a checkpoint file or folder",
+    )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--multimask", action="store_true", help="always three candidates a prompt")
     how.add_argument("--single", action="store_true", help="always one mask a prompt")
@@ -87,7 +119,9 @@ def run(args: argparse.Namespace) -> None:
     print(f"{name}: {photo.shape[1]} x {photo.shape[0]} pixels, model {sam.name}", flush=True)
     result: dict[str, Any] = {
         "image": {
-            "file_name": Path(name).name, "width": photo.shape[1], "height": photo.shape[0],
+            "file_name": Path(name).name,
+            "width": photo.shape[1],
+            "height": photo.shape[0],
         },
         "model": sam.name,
     }
@@ -107,7 +141,8 @@ def _segment_prompts(args, sam, photo, prompts, out: Path, result: dict) -> list
     predictor = Predictor(sam)
     embedding = predictor.embed(photo)
     prediction = predictor.predict(
-        embedding, **_predictor_arguments(args, predictor, embedding, prompts),
+        embedding,
+        **_predictor_arguments(args, predictor, embedding, prompts),
         multimask=True if args.multimask else False if args.single else "auto",
     )
     best = prediction.scores.argmax(1)
@@ -118,11 +153,15 @@ def _segment_prompts(args, sam, photo, prompts, out: Path, result: dict) -> list
         listed = ", ".join(f"{scores[k]:.3f}" for k in order)
         kind = "1 mask" if len(order) == 1 else f"{len(order)} candidates, best first"
         print(f"prompt {i + 1}, {prompt.describe()}: {kind}, predicted IoU {listed}")
-        result["prompts"].append({
-            "points": prompt.points, "labels": prompt.labels, "box": prompt.box,
-            "best": int(best[i]),
-            "masks": [_record(prediction.masks[i, k], scores[k]) for k in range(len(scores))],
-        })
+        result["prompts"].append(
+            {
+                "points": prompt.points,
+                "labels": prompt.labels,
+                "box": prompt.box,
+                "best": int(best[i]),
+                "masks": [_record(prediction.masks[i, k], scores[k]) for k in range(len(scores))],
+            }
+        )
     return _write_pictures(photo, prompts, prediction, best, out)
 
 
@@ -138,8 +177,11 @@ def _predictor_arguments(args, predictor, embedding, prompts) -> dict[str, Any]:
         from sam_jax.inference.command_prompts import read_mask
 
         mask = read_mask(
-            Path(args.mask), embedding.image_hw[0], embedding.input_hw[0],
-            4 * embedding.features.shape[1], predictor.image_size,
+            Path(args.mask),
+            embedding.image_hw[0],
+            embedding.input_hw[0],
+            4 * embedding.features.shape[1],
+            predictor.image_size,
         )
         arguments["mask_logits"] = [mask]
     if args.text:
@@ -154,8 +196,10 @@ def _record(mask, score) -> dict[str, Any]:
     from sam_jax.ops.masks import mask_boxes
 
     return {
-        "segmentation": rle.encode(mask), "area": int(mask.sum()),
-        "bbox": xyxy_to_xywh(mask_boxes(mask)).tolist(), "predicted_iou": round(float(score), 5),
+        "segmentation": rle.encode(mask),
+        "area": int(mask.sum()),
+        "bbox": xyxy_to_xywh(mask_boxes(mask)).tolist(),
+        "predicted_iou": round(float(score), 5),
     }
 
 
@@ -215,7 +259,9 @@ def _segment_everything(sam, photo, out: Path, result: dict) -> list[Path]:
     predictor = Predictor(sam)
     for pred_iou, stability in THRESHOLDS:
         generator = MaskGenerator(
-            predictor, pred_iou_thresh=pred_iou, stability_score_thresh=stability,
+            predictor,
+            pred_iou_thresh=pred_iou,
+            stability_score_thresh=stability,
             output_mode="coco_rle",
         )
         records = generator.generate(photo, progress=sys.stderr.isatty())

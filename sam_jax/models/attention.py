@@ -38,19 +38,29 @@ def rel_pos_attention(
     """
     b, h, w, n, d = q.shape
     bias_h = jnp.einsum(
-        "bhwnd,hkd->bnhwk", q, relative_table(rel_h, h).astype(q.dtype),
-        precision=precision, preferred_element_type=jnp.float32,
+        "bhwnd,hkd->bnhwk",
+        q,
+        relative_table(rel_h, h).astype(q.dtype),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     ).reshape(b, n, h * w, h)
     bias_w = jnp.einsum(
-        "bhwnd,wkd->bnhwk", q, relative_table(rel_w, w).astype(q.dtype),
-        precision=precision, preferred_element_type=jnp.float32,
+        "bhwnd,wkd->bnhwk",
+        q,
+        relative_table(rel_w, w).astype(q.dtype),
+        precision=precision,
+        preferred_element_type=jnp.float32,
     ).reshape(b, n, h * w, w)
     q, k, v = (x.transpose(0, 3, 1, 2, 4).reshape(b, n, h * w, d) for x in (q, k, v))
     if h * w <= FOLD_LIMIT:
         out = _folded(q, k, v, bias_h, bias_w, precision)
     else:
         out = jax.lax.platform_dependent(
-            q, k, v, bias_h, bias_w,
+            q,
+            k,
+            v,
+            bias_h,
+            bias_w,
             cpu=lambda *args: _by_rows(*args, precision),
             default=lambda *args: _folded(*args, precision),
         )
@@ -79,8 +89,11 @@ def _softmax_values(scores, v, precision):
     scores = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = scores.sum(-1, keepdims=True)
     out = jnp.einsum(
-        "...qk,...kd->...qd", scores.astype(v.dtype), v,
-        precision=precision, preferred_element_type=jnp.float32,
+        "...qk,...kd->...qd",
+        scores.astype(v.dtype),
+        v,
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
     return (out / total).astype(v.dtype)
 

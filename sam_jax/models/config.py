@@ -81,8 +81,15 @@ VIT_B = SamConfig(768, 12, 12, (2, 5, 8, 11))
 VIT_L = SamConfig(1024, 24, 16, (5, 11, 17, 23))
 VIT_H = SamConfig(1280, 32, 16, (7, 15, 23, 31))
 TINY = SamConfig(
-    192, 8, 3, (2, 5, 7), image_size=512, window_size=8, embed_dim=128,
-    decoder_mlp_width=512, iou_head_width=128,
+    192,
+    8,
+    3,
+    (2, 5, 7),
+    image_size=512,
+    window_size=8,
+    embed_dim=128,
+    decoder_mlp_width=512,
+    iou_head_width=128,
 )
 
 CONFIGS = {"tiny": TINY, "vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}

@@ -40,7 +40,9 @@ class Attention(nn.Module):
         c = self.config
         b, h, w, width = x.shape
         tables = [
-            self.param(f"rel_pos_{axis}", nn.initializers.zeros, (2 * self.table_size - 1, c.head_dim))
+            self.param(
+                f"rel_pos_{axis}", nn.initializers.zeros, (2 * self.table_size - 1, c.head_dim)
+            )
             for axis in "hw"
         ]
         qkv = dense(c, 3 * width, "qkv")(x).reshape(b, h, w, 3, c.encoder_heads, c.head_dim)
@@ -97,7 +99,9 @@ class ImageEncoder(nn.Module):
         patches = images.reshape(b, hw[0], p, hw[1], p, 3).transpose(0, 1, 3, 2, 4, 5)
         x = dense(c, c.encoder_width, "patch_embed")(patches.reshape(b, *hw, p * p * 3))
         table = self.param(
-            "pos_embed", nn.initializers.truncated_normal(0.02), (1, c.grid, c.grid, c.encoder_width)
+            "pos_embed",
+            nn.initializers.truncated_normal(0.02),
+            (1, c.grid, c.grid, c.encoder_width),
         )
         x = x + resize_hw(table, hw, (1, 2), "cubic").astype(x.dtype)
         block = nn.remat(Block, static_argnums=(2,)) if c.remat else Block
@@ -113,7 +117,13 @@ class ImageEncoder(nn.Module):
         x = dense(c, c.embed_dim, "neck_conv1", use_bias=False, kernel_init=fan_in)(x)
         x = norm(ENCODER_EPS, "neck_norm1")(x).astype(c.dtype)
         x = nn.Conv(
-            c.embed_dim, (3, 3), padding=1, use_bias=False, dtype=c.dtype,
-            precision=precision(c), kernel_init=fan_in, name="neck_conv2",
+            c.embed_dim,
+            (3, 3),
+            padding=1,
+            use_bias=False,
+            dtype=c.dtype,
+            precision=precision(c),
+            kernel_init=fan_in,
+            name="neck_conv2",
         )(x)
         return norm(ENCODER_EPS, "neck_norm2")(x)

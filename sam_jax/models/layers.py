@@ -24,10 +24,8 @@ def precision(config: SamConfig) -> jax.lax.Precision | None:
 
 def dense(config: SamConfig, features: int, name: str, **kwargs) -> nn.Dense:
     """A linear layer with float32 parameters, computed in the config's dtype."""
-    kwargs.setdefault("kernel_init", nn.initializers.truncated_normal(0.02))
-    return nn.Dense(
-        features, dtype=config.dtype, precision=precision(config), name=name, **kwargs
-    )
+    kwargs.setdefault("kernel_init", nn.initializers.xavier_uniform())
+    return nn.Dense(features, dtype=config.dtype, precision=precision(config), name=name, **kwargs)
 
 
 def gelu(x: jax.Array) -> jax.Array:

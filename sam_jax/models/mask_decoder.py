@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from sam_jax.models.config import SamConfig
@@ -43,7 +42,7 @@ class MaskDecoder(nn.Module):
         live = jnp.pad(live, ((0, 0), (0, 0), (own.shape[0], 0)), constant_values=True)
         # Products of other shapes round differently: within a tile of tokens the result is the
         # same to the bit however many slots are empty.
-        extra = -tokens.shape[2] % TOKEN_TILE
+        extra = 0 if train else -tokens.shape[2] % TOKEN_TILE
         tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, extra), (0, 0)))
         live = jnp.pad(live, ((0, 0), (0, 0), (0, extra)))
 
@@ -78,7 +77,10 @@ class MaskDecoder(nn.Module):
         x = gelu(norm(ENCODER_EPS, "upscale_norm")(x)).astype(c.dtype)
         x = up2(x).reshape(b, n, h * w * 16, d // 8) + bias2.astype(c.dtype)
         logits = jnp.einsum(
-            "bnpd,bnkd->bnkp", gelu(x), heads, precision=precision(c),
+            "bnpd,bnkd->bnkp",
+            gelu(x),
+            heads,
+            precision=precision(c),
             preferred_element_type=jnp.float32,
         )
         logits = logits.reshape(b, n, c.num_masks, h, w, 2, 2, 2, 2)

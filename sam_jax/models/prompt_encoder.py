@@ -59,7 +59,8 @@ class PromptEncoder(nn.Module):
         normal = nn.initializers.normal(0.3)  # below the positions' 0.7, which they are added to
         # A buffer of the released code: neither trained nor decayed.
         self.gaussian = self.variable(
-            "buffers", "gaussian",
+            "buffers",
+            "gaussian",
             lambda: jax.random.normal(self.make_rng("params"), (2, c.embed_dim // 2)),
         )
         self.point_embeddings = self.param("point_embeddings", normal, (4, c.embed_dim))
@@ -126,7 +127,8 @@ class PromptEncoder(nn.Module):
         """Logits [B, N, 4h, 4w] -> [B, N, h, w, D]: two 2x2 convolutions and one 1x1."""
         x = masks[..., None].astype(self.config.dtype)
         for conv, layer_norm in (
-            (self.mask_conv1, self.mask_norm1), (self.mask_conv2, self.mask_norm2),
+            (self.mask_conv1, self.mask_norm1),
+            (self.mask_conv2, self.mask_norm2),
         ):
             b, n, h, w, d = x.shape
             x = x.reshape(b, n, h // 2, 2, w // 2, 2, d).transpose(0, 1, 2, 4, 3, 5, 6)

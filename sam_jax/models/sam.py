@@ -67,7 +67,8 @@ def init(config: SamConfig, key: jax.Array) -> dict:
     """
     side = config.patch_size
     prompts = Prompts(
-        points=jnp.zeros((1, 1, 1, 2)), labels=jnp.full((1, 1, 1), EMPTY, jnp.int32),
+        points=jnp.zeros((1, 1, 1, 2)),
+        labels=jnp.full((1, 1, 1), EMPTY, jnp.int32),
         text=jnp.zeros((1, 1, config.text_width)) if config.text_width else None,
     )
     variables = SamModel(config).init(key, jnp.zeros((1, side, side, 3)), prompts)

@@ -41,15 +41,21 @@ def _attend(q, k, v, live, precision):
     q_axis, k_axis = ("bm" if x.shape[1] == 1 else "bn" for x in (q, k))
     out_axis = "bn" if "bn" in (q_axis, k_axis) else "bm"
     scores = jnp.einsum(
-        f"{q_axis}qhd,{k_axis}khd->{out_axis}hqk", q * q.shape[-1] ** -0.5, k,
-        precision=precision, preferred_element_type=jnp.float32,
+        f"{q_axis}qhd,{k_axis}khd->{out_axis}hqk",
+        q * q.shape[-1] ** -0.5,
+        k,
+        precision=precision,
+        preferred_element_type=jnp.float32,
     )
     if live is not None:
         scores = jnp.where(live[:, :, None, None, :], scores, -jnp.inf)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum(
-        f"{out_axis}hqk,{k_axis}khd->{out_axis}qhd", weights, v,
-        precision=precision, preferred_element_type=jnp.float32,
+        f"{out_axis}hqk,{k_axis}khd->{out_axis}qhd",
+        weights,
+        v,
+        precision=precision,
+        preferred_element_type=jnp.float32,
     ).astype(v.dtype)
 
 

@@ -63,7 +63,7 @@ class OptimConfig:
     milestones: tuple[float, ...] = (60_000 / 90_000, 86_666 / 90_000)
     """Where the step schedule divides the rate by 10, as fractions of the run."""
     clip: float = 0.0
-    """Global gradient norm above which gradients are scaled down; 0: never (the paper is silent)."""
+    """Gradient norm above which gradients are scaled down; 0: never (the paper is silent)."""
     ema: float = 0.0
     """Decay of the averaged weights that are saved at the end; 0: the last weights are."""
 

@@ -36,7 +36,10 @@ def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
     b, n = batch["mask_valid"].shape
     point = simulator.first_point(point_key, batch["masks"], side)
     box = simulator.noisy_box(
-        box_key, batch["boxes_xyxy"], batch["image_hw"], config.prompts.box_noise,
+        box_key,
+        batch["boxes_xyxy"],
+        batch["image_hw"],
+        config.prompts.box_noise,
         config.prompts.box_noise_most * side / 1024,
     )
     is_box = jax.random.bernoulli(kind_key, config.prompts.box_probability, (b, n))
@@ -62,8 +65,9 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     loss = dataclasses.asdict(config.loss)
 
     def decode(prompts):
-        return model.apply(variables, embedding, prompts, True, method="decode",
-                           rngs={"dropout": click_key})
+        return model.apply(
+            variables, embedding, prompts, True, method="decode", rngs={"dropout": click_key}
+        )
 
     def at_target_size(logits):
         return resize_hw(logits, target.shape[-2:], (-2, -1), "linear")
@@ -78,16 +82,12 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     losses = prompt_losses(three, iou[:, :, 1:], target, **loss)
     likeliest = jnp.argmax(iou[:, :, 1:], 2)[:, :, None, None, None]
     last = jnp.take_along_axis(logits[:, :, 1:], likeliest, 2)[:, :, 0]
-    is_click = simulator.click_schedule(
-        order_key, stage.corrective_clicks, stage.mask_only_rounds
-    )
+    is_click = simulator.click_schedule(order_key, stage.corrective_clicks, stage.mask_only_rounds)
 
     def later_round(carry, x):
         points, labels, last = carry
         index, clicked, key = x
-        point, label = simulator.corrective_click(
-            key, at_target_size(last), target, content, side
-        )
+        point, label = simulator.corrective_click(key, at_target_size(last), target, content, side)
         points = points.at[:, :, index + 2].set(point)
         labels = labels.at[:, :, index + 2].set(jnp.where(clicked, label, EMPTY))
         logits, iou = decode_round(Prompts(points, labels, masks=feed_back(last)))
@@ -106,9 +106,7 @@ def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig
     variables = {"params": params, "buffers": buffers}
     batch = dict(batch, masks=batch["masks"].astype(jnp.float32) / 255)
     images = normalise(batch["image"], batch["image_hw"])
-    embedding = model.apply(
-        variables, images, True, method="encode", rngs={"drop_path": drop_key}
-    )
+    embedding = model.apply(variables, images, True, method="encode", rngs={"drop_path": drop_key})
     losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
     valid = batch["mask_valid"].astype(jnp.float32)
     count = jnp.maximum(valid.sum(), 1.0)
@@ -134,7 +132,7 @@ def make_step(config: TrainConfig, stage: Stage, optimizer: optax.GradientTransf
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = average(state.ema, params, config.optim.ema, state.step) if config.optim.ema else {}
-        metrics |= {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, state.buffers, opt_state, ema), metrics
 
     return jax.jit(step, donate_argnums=0)
@@ -144,6 +142,9 @@ def init_state(variables: dict, optimizer: optax.GradientTransformation, ema: bo
     """The state before the first step."""
     params = variables["params"]
     return TrainState(
-        jnp.zeros((), jnp.int32), params, variables["buffers"], optimizer.init(params),
+        jnp.zeros((), jnp.int32),
+        params,
+        variables["buffers"],
+        optimizer.init(params),
         jax.tree.map(jnp.copy, params) if ema else {},
     )

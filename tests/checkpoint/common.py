@@ -8,9 +8,22 @@ from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import SamModel
 
 ODD = SamConfig(
-    36, 3, 3, (1,), image_size=77, patch_size=7, window_size=4, encoder_mlp_ratio=2.5,
-    embed_dim=24, mask_channels=12, decoder_depth=2, decoder_heads=4, decoder_mlp_width=20,
-    num_multimask=2, iou_head_depth=4, iou_head_width=10,
+    36,
+    3,
+    3,
+    (1,),
+    image_size=77,
+    patch_size=7,
+    window_size=4,
+    encoder_mlp_ratio=2.5,
+    embed_dim=24,
+    mask_channels=12,
+    decoder_depth=2,
+    decoder_heads=4,
+    decoder_mlp_width=20,
+    num_multimask=2,
+    iou_head_depth=4,
+    iou_head_width=10,
 )
 """No two sizes alike, so that a wrong transposition has a wrong shape."""
 
@@ -18,9 +31,9 @@ ODD = SamConfig(
 def random_variables(config: SamConfig, seed: int = 0) -> dict:
     """Variables of float32 NumPy arrays, every number different."""
     rng = np.random.default_rng(seed)
-    return unflatten({
-        name: rng.standard_normal(shape, np.float32) for name, shape in own_shapes(config).items()
-    })
+    return unflatten(
+        {name: rng.standard_normal(shape, np.float32) for name, shape in own_shapes(config).items()}
+    )
 
 
 def random_sam(config: SamConfig = ODD, name: str = "odd") -> Sam:

@@ -23,9 +23,15 @@ def source(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("name, options", [
-    ("a.pth", ()), ("a", ()), ("a", ("--format", "hf")), ("a.safetensors", ("--half",)),
-])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.pth", ()),
+        ("a", ()),
+        ("a", ("--format", "hf")),
+        ("a.safetensors", ("--half",)),
+    ],
+)
 def test_every_format_is_written_and_verified(source, tmp_path, capsys, name, options):
     assert main([str(source), str(tmp_path / name), "--verify", *options]) == 0
     out = capsys.readouterr().out
@@ -94,7 +100,11 @@ def test_tables():
     assert len(table) < 150
     line = next(row for row in table if "{0-1,3-4,6-7,9-10}/attn/rel_pos_h" in row)
     assert line.split() == [
-        "params/image_encoder/block_{0-1,3-4,6-7,9-10}/attn/rel_pos_h", "27", "x", "64", "(8",
+        "params/image_encoder/block_{0-1,3-4,6-7,9-10}/attn/rel_pos_h",
+        "27",
+        "x",
+        "64",
+        "(8",
         "tensors)",
     ]
     assert len(flatten({"a": {"b": 1}})) == 1

@@ -136,7 +136,9 @@ def test_a_missing_file_on_the_server(server, monkeypatch):
 
 def test_the_table_and_the_folder(monkeypatch):
     assert [r.file for r in RELEASED.values()] == [
-        "sam_vit_b_01ec64.pth", "sam_vit_l_0b3195.pth", "sam_vit_h_4b8939.pth",
+        "sam_vit_b_01ec64.pth",
+        "sam_vit_l_0b3195.pth",
+        "sam_vit_h_4b8939.pth",
     ]
     assert all(r.url.startswith("https://") and len(r.sha256) == 64 for r in RELEASED.values())
     monkeypatch.delenv("SAM_JAX_CACHE", raising=False)
@@ -149,5 +151,7 @@ def test_the_bundled_model_is_missed_in_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(CheckpointError, match="lacks its bundled model, .*tiny.safetensors"):
         load()
     save(random_sam(name="tiny"), tmp_path / "tiny.safetensors", half=True)
-    assert load().name == "tiny" and np.isfinite(load().params["buffers"]["prompt_encoder"][
-        "gaussian"]).all()
+    assert (
+        load().name == "tiny"
+        and np.isfinite(load().params["buffers"]["prompt_encoder"]["gaussian"]).all()
+    )

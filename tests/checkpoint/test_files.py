@@ -129,18 +129,21 @@ def umask():
     return mask
 
 
-@pytest.mark.parametrize("change, match", [
-    ({"format_version": 2}, "reads 1, the file has 2; install a newer sam_jax"),
-    ({"config": {"encoder_width": 36}}, "its config is damaged"),
-    ({"encoder_depth": 10**9}, "encoder_depth: expected 1 to 512, got 1000000000"),
-    ({"image_size": 7 << 40}, "image_size: expected"),
-    ({"encoder_heads": 0}, "encoder_heads: expected 1"),
-    ({"global_blocks": [7]}, "global_blocks: expected indices"),
-    ({"dtype": "int8"}, "dtype: expected float32 or bfloat16"),
-    ({"colour": 1}, "its config is damaged: .*colour"),
-    ({"encoder_depth": 4}, "look like a model of width 36, depth 3"),
-    ({"text_width": 6}, "2 missing"),
-])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"format_version": 2}, "reads 1, the file has 2; install a newer sam_jax"),
+        ({"config": {"encoder_width": 36}}, "its config is damaged"),
+        ({"encoder_depth": 10**9}, "encoder_depth: expected 1 to 512, got 1000000000"),
+        ({"image_size": 7 << 40}, "image_size: expected"),
+        ({"encoder_heads": 0}, "encoder_heads: expected 1"),
+        ({"global_blocks": [7]}, "global_blocks: expected indices"),
+        ({"dtype": "int8"}, "dtype: expected float32 or bfloat16"),
+        ({"colour": 1}, "its config is damaged: .*colour"),
+        ({"encoder_depth": 4}, "look like a model of width 36, depth 3"),
+        ({"text_width": 6}, "2 missing"),
+    ],
+)
 def test_damaged_configs(sam, tmp_path, change, match):
     document = json.loads(files.config_to_json(ODD))
     (document if change.keys() & document.keys() else document["config"]).update(change)
@@ -253,7 +256,9 @@ def test_an_orbax_folder_without_its_numbers(saved, tmp_path):
     shutil.rmtree(tmp_path / "m" / "variables" / "d")
     done = subprocess.run(
         [sys.executable, "-m", "convert", tmp_path / "m", tmp_path / "a.pth"],
-        capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[2],
     )
     assert done.returncode == 2
     found = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
@@ -288,7 +293,11 @@ def test_names_and_paths_that_are_none(tmp_path):
 
 def test_formats_by_suffix(sam, tmp_path):
     assert [format_of(x) for x in ("a.pth", "b.PT", "c.safetensors", "d", "e/run.v2")] == [
-        "pth", "pth", "safetensors", "orbax", "orbax",
+        "pth",
+        "pth",
+        "safetensors",
+        "orbax",
+        "orbax",
     ]
     with pytest.raises(ValueError, match="path: expected a suffix of .pth, .pt, .safetensors"):
         format_of("model.onnx")

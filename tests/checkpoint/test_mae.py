@@ -23,23 +23,36 @@ def mae_tensors(patch=5, grid=4, depth=2, width=C, decoder=True):
     """Random tensors with the names and shapes of facebookresearch/mae's models_mae.py."""
     rng = np.random.default_rng(0)
     shapes = {
-        "cls_token": (1, 1, width), "pos_embed": (1, 1 + grid * grid, width),
-        "patch_embed.proj.weight": (width, 3, patch, patch), "patch_embed.proj.bias": (width,),
-        "norm.weight": (width,), "norm.bias": (width,),
+        "cls_token": (1, 1, width),
+        "pos_embed": (1, 1 + grid * grid, width),
+        "patch_embed.proj.weight": (width, 3, patch, patch),
+        "patch_embed.proj.bias": (width,),
+        "norm.weight": (width,),
+        "norm.bias": (width,),
     }
     for i in range(depth):
         for name, shape in {
-            "norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,),
-            "norm2.bias": (width,), "attn.qkv.weight": (3 * width, width),
-            "attn.qkv.bias": (3 * width,), "attn.proj.weight": (width, width),
-            "attn.proj.bias": (width,), "mlp.fc1.weight": (HIDDEN, width),
-            "mlp.fc1.bias": (HIDDEN,), "mlp.fc2.weight": (width, HIDDEN), "mlp.fc2.bias": (width,),
+            "norm1.weight": (width,),
+            "norm1.bias": (width,),
+            "norm2.weight": (width,),
+            "norm2.bias": (width,),
+            "attn.qkv.weight": (3 * width, width),
+            "attn.qkv.bias": (3 * width,),
+            "attn.proj.weight": (width, width),
+            "attn.proj.bias": (width,),
+            "mlp.fc1.weight": (HIDDEN, width),
+            "mlp.fc1.bias": (HIDDEN,),
+            "mlp.fc2.weight": (width, HIDDEN),
+            "mlp.fc2.bias": (width,),
         }.items():
             shapes[f"blocks.{i}.{name}"] = shape
     if decoder:
         shapes |= {
-            "mask_token": (1, 1, 8), "decoder_pos_embed": (1, 17, 8), "decoder_norm.weight": (8,),
-            "decoder_blocks.0.attn.qkv.weight": (24, 8), "decoder_pred.bias": (75,),
+            "mask_token": (1, 1, 8),
+            "decoder_pos_embed": (1, 17, 8),
+            "decoder_norm.weight": (8,),
+            "decoder_blocks.0.attn.qkv.weight": (24, 8),
+            "decoder_pred.bias": (75,),
         }
     return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
@@ -57,7 +70,8 @@ def test_the_encoder_is_taken_over_and_the_rest_is_fresh(tmp_path, decoder):
     assert all(x.dtype == np.float32 for x in flat.values())
     encoder = "params/image_encoder"
     taken = {
-        name for name in flat
+        name
+        for name in flat
         if name.startswith(encoder) and "rel_pos" not in name and "neck" not in name
     }
     assert len(taken) == 3 + 12 * 2
@@ -131,10 +145,16 @@ def test_it_is_strict(tmp_path):
     assert len(caught.value.misshapen) == 3 + 12 * 2 - 2
 
 
-@pytest.mark.parametrize("tensors, match", [
-    ({"fc.weight": np.zeros(3, np.float32)}, "is no MAE encoder: expected patch_embed.proj.weight"),
-    (mae_tensors() | {"pos_embed": np.zeros((1, 16, C), np.float32)}, r"pos_embed: expected"),
-])
+@pytest.mark.parametrize(
+    "tensors, match",
+    [
+        (
+            {"fc.weight": np.zeros(3, np.float32)},
+            "is no MAE encoder: expected patch_embed.proj.weight",
+        ),
+        (mae_tensors() | {"pos_embed": np.zeros((1, 16, C), np.float32)}, r"pos_embed: expected"),
+    ],
+)
 def test_other_files(tmp_path, tensors, match):
     with pytest.raises(CheckpointError, match=match):
         load_mae(written(tmp_path, tensors), SMALL, key())

@@ -113,7 +113,8 @@ def test_every_missing_unused_and_misshapen_tensor_is_named(variables):
     assert sorted(error.missing) == sorted(missing)
     assert sorted(error.unused) == ["extra", "image_encoder.norm.weight"]
     assert [row[0] for row in error.misshapen] == [
-        "image_encoder.neck.0.weight", "prompt_encoder.no_mask_embed.weight",
+        "image_encoder.neck.0.weight",
+        "prompt_encoder.no_mask_embed.weight",
     ]
     text = str(error)
     for name in (*missing, *error.unused):
@@ -124,9 +125,14 @@ def test_every_missing_unused_and_misshapen_tensor_is_named(variables):
     assert "missing (5: image_encoder 4, mask_decoder 1):" in text
 
 
-@pytest.mark.parametrize("naming, read", [
-    ("released", from_torch), ("hf", from_hf), ("own", from_own),
-])
+@pytest.mark.parametrize(
+    "naming, read",
+    [
+        ("released", from_torch),
+        ("hf", from_hf),
+        ("own", from_own),
+    ],
+)
 def test_a_file_of_another_model_is_recognised(naming, read):
     with pytest.raises(CheckpointError, match="as vit_b: .*tensors look like vit_l") as caught:
         read(zeros(VIT_L, naming), VIT_B, "b.pth")

@@ -42,14 +42,14 @@ def one_tensor(
     shape=(2, 3), strides=(3, 1), offset=0, count=6, kind="torch\nFloatStorage", key="0"
 ):
     """The pickle of {"w": tensor}, every field as told."""
+
     def numbers(values):
         return b"(" + b"".join(b"I%d\n" % n for n in values) + b"t"
 
     return (
         b"\x80\x02}U\x01wctorch._utils\n_rebuild_tensor_v2\n((U\x07storagec%s\nU%c%sU\x03cpuI%d\ntQ"
-        b"I%d\n%s%s\x89}tRs." % (
-            kind.encode(), len(key), key.encode(), count, offset, numbers(shape), numbers(strides)
-        )
+        b"I%d\n%s%s\x89}tRs."
+        % (kind.encode(), len(key), key.encode(), count, offset, numbers(shape), numbers(strides))
     )
 
 
@@ -106,7 +106,10 @@ def test_what_pytorch_has_no_numbers_for(tmp_path):
 def test_nesting_and_the_prefix_of_data_parallel(tmp_path, wrap):
     inner = one_tensor()[2:-1].replace(b"U\x01w", b"U\x08module.w")
     pickled = b"\x80\x02}(U%c%s%sU\x05epochK\x07U\x02lrG%su." % (
-        len(wrap), wrap.encode(), inner, struct.pack(">d", 0.1)
+        len(wrap),
+        wrap.encode(),
+        inner,
+        struct.pack(">d", 0.1),
     )
     back = read_pth(archive(tmp_path / "a.pth", pickled, SIX))
     np.testing.assert_array_equal(back["w"], np.arange(6).reshape(2, 3))
@@ -130,23 +133,26 @@ def test_big_endian_files(tmp_path):
     refused(archive(tmp_path / "a.pth", one_tensor(), SIX | {"byteorder": b"middle"}), "byteorder")
 
 
-@pytest.mark.parametrize("change, match", [
-    ({"offset": 1}, "offset 1 reach beyond its storage of 6 numbers"),
-    ({"shape": (3, 3)}, "reach beyond its storage"),
-    ({"strides": (4, 1)}, "reach beyond its storage"),
-    ({"shape": (1 << 30, 1 << 30), "strides": (0, 0)}, "reach beyond its storage"),
-    ({"shape": (7,), "strides": (0,)}, "reach beyond its storage"),
-    ({"shape": (2,)}, r"shape \(2,\) and strides \(3, 1\) don't match"),
-    ({"count": 7}, "has 24 bytes, too few for 7 numbers of 4"),
-    ({"count": 1 << 60}, "too few for"),
-    ({"kind": "torch\nDoubleStorage"}, "has 24 bytes, too few for 6 numbers of 8"),
-    ({"key": "1"}, "no record 'archive/data/1'"),
-    ({"key": "../data.pkl"}, "no record"),
-    ({"offset": -1}, "damaged: expected a size or an offset, got -1"),
-    ({"strides": (-3, 1)}, "expected a size or an offset, got -3"),
-    ({"shape": (0, 1 << 61)}, "tensor 'w': shape"),
-    ({"kind": "torch\nQInt8Storage"}, "asks for 'torch.QInt8Storage', which is not allowed"),
-])
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"offset": 1}, "offset 1 reach beyond its storage of 6 numbers"),
+        ({"shape": (3, 3)}, "reach beyond its storage"),
+        ({"strides": (4, 1)}, "reach beyond its storage"),
+        ({"shape": (1 << 30, 1 << 30), "strides": (0, 0)}, "reach beyond its storage"),
+        ({"shape": (7,), "strides": (0,)}, "reach beyond its storage"),
+        ({"shape": (2,)}, r"shape \(2,\) and strides \(3, 1\) don't match"),
+        ({"count": 7}, "has 24 bytes, too few for 7 numbers of 4"),
+        ({"count": 1 << 60}, "too few for"),
+        ({"kind": "torch\nDoubleStorage"}, "has 24 bytes, too few for 6 numbers of 8"),
+        ({"key": "1"}, "no record 'archive/data/1'"),
+        ({"key": "../data.pkl"}, "no record"),
+        ({"offset": -1}, "damaged: expected a size or an offset, got -1"),
+        ({"strides": (-3, 1)}, "expected a size or an offset, got -3"),
+        ({"shape": (0, 1 << 61)}, "tensor 'w': shape"),
+        ({"kind": "torch\nQInt8Storage"}, "asks for 'torch.QInt8Storage', which is not allowed"),
+    ],
+)
 def test_tensors_that_lie(tmp_path, change, match):
     refused(archive(tmp_path / "a.pth", one_tensor(**change), SIX), match)
 
@@ -174,31 +180,37 @@ def test_no_code_in_a_file_is_run(tmp_path, protocol, wrap):
         assert "mkdir', which is not allowed" in error.summary
 
 
-@pytest.mark.parametrize("pickled, match", [
-    (b"cos\nsystem\n(U\x02lstR.", "asks for 'os.system'"),
-    (b"(ios\nsystem\nU\x02ls.", "instruction INST"),
-    (b"(cos\nsystem\nU\x02lso.", "'os.system'"),
-    (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "'builtins.eval'"),
-    (b"ctorch._utils\n_rebuild_tensor\n.", "'torch._utils._rebuild_tensor'"),
-    (b"ccollections\nOrderedDict.fromkeys\n.", "OrderedDict.fromkeys"),
-    (b"\x80\x02\x82\x01.", "instruction EXT1"),
-    (b"ccollections\nOrderedDict\n)\x81.", "instruction NEWOBJ"),
-    (b"Pos\n.", "instruction PERSID"),
-    (b"\x80\x02}U\x01aU\x01b", "damaged"),
-    (b"", "damaged"),
-    (b"\x80\x02", "damaged"),
-    (b"R.", "damaged"),
-    (b"t.", "damaged"),
-    (b"h\x05.", "damaged"),
-    (b"\x80\x02U\x03ccQ.", "damaged"),
-    (b"X\xff\xff\xff\x7fabc.", "damaged"),
-    (b"\x80\x02}]K\x01s.", "damaged: a dict's key of type list"),
-    (b"ctorch\nFloatStorage\n)R.", "damaged: a call of torch FloatStorage"),
-    (b"ccollections\nOrderedDict\n}U\x08__init__K\x01sb.", "damaged: attributes for what is no"),
-    (b"K\x01.", "holds a int where tensors by name"),
-    (b"}.", "holds no tensors"),
-    (b"}U\x05epochK\x01s.", "1 of 1 entries are no tensors: epoch"),
-])
+@pytest.mark.parametrize(
+    "pickled, match",
+    [
+        (b"cos\nsystem\n(U\x02lstR.", "asks for 'os.system'"),
+        (b"(ios\nsystem\nU\x02ls.", "instruction INST"),
+        (b"(cos\nsystem\nU\x02lso.", "'os.system'"),
+        (b"\x80\x04\x8c\x08builtins\x8c\x04eval\x93\x8c\x011\x85R.", "'builtins.eval'"),
+        (b"ctorch._utils\n_rebuild_tensor\n.", "'torch._utils._rebuild_tensor'"),
+        (b"ccollections\nOrderedDict.fromkeys\n.", "OrderedDict.fromkeys"),
+        (b"\x80\x02\x82\x01.", "instruction EXT1"),
+        (b"ccollections\nOrderedDict\n)\x81.", "instruction NEWOBJ"),
+        (b"Pos\n.", "instruction PERSID"),
+        (b"\x80\x02}U\x01aU\x01b", "damaged"),
+        (b"", "damaged"),
+        (b"\x80\x02", "damaged"),
+        (b"R.", "damaged"),
+        (b"t.", "damaged"),
+        (b"h\x05.", "damaged"),
+        (b"\x80\x02U\x03ccQ.", "damaged"),
+        (b"X\xff\xff\xff\x7fabc.", "damaged"),
+        (b"\x80\x02}]K\x01s.", "damaged: a dict's key of type list"),
+        (b"ctorch\nFloatStorage\n)R.", "damaged: a call of torch FloatStorage"),
+        (
+            b"ccollections\nOrderedDict\n}U\x08__init__K\x01sb.",
+            "damaged: attributes for what is no",
+        ),
+        (b"K\x01.", "holds a int where tensors by name"),
+        (b"}.", "holds no tensors"),
+        (b"}U\x05epochK\x01s.", "1 of 1 entries are no tensors: epoch"),
+    ],
+)
 def test_hostile_and_damaged_pickles(tmp_path, pickled, match):
     refused(archive(tmp_path / "a.pth", pickled), match)
 
@@ -214,7 +226,8 @@ def test_a_memo_of_a_giant_index_and_a_deep_pickle_cost_nothing():
 def test_other_files(tmp_path):
     path = tmp_path / "a.pth"
     for data, match in (
-        (b"", "it is empty"), (b"<!DOCTYPE html>", "it begins with b'<!DOCTYPE html>'"),
+        (b"", "it is empty"),
+        (b"<!DOCTYPE html>", "it begins with b'<!DOCTYPE html>'"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9", "format of before 2020"),
     ):
         path.write_bytes(data)
@@ -266,6 +279,16 @@ def test_the_pickle_uses_only_what_pytorchs_own_does():
 
     used = {opcode.name for opcode, _, _ in pickletools.genops(describe(TENSORS))}
     assert used <= {
-        "PROTO", "GLOBAL", "EMPTY_TUPLE", "REDUCE", "MARK", "BINUNICODE", "LONG1", "TUPLE",
-        "BINPERSID", "NEWFALSE", "SETITEMS", "STOP",
+        "PROTO",
+        "GLOBAL",
+        "EMPTY_TUPLE",
+        "REDUCE",
+        "MARK",
+        "BINUNICODE",
+        "LONG1",
+        "TUPLE",
+        "BINPERSID",
+        "NEWFALSE",
+        "SETITEMS",
+        "STOP",
     }

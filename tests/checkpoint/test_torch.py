@@ -65,8 +65,14 @@ def test_what_pytorch_writes_is_read(reference, tmp_path):
     assert loaded.config == CONFIG
     again = to_torch(loaded.params)
     assert all(np.array_equal(again[k], v) for k, v in back.items())
-    torch.save({"model": {f"module.{k}": v for k, v in reference.state_dict().items()},
-                "epoch": 3, "lr": [0.1, None, True]}, tmp_path / "b.pth")
+    torch.save(
+        {
+            "model": {f"module.{k}": v for k, v in reference.state_dict().items()},
+            "epoch": 3,
+            "lr": [0.1, None, True],
+        },
+        tmp_path / "b.pth",
+    )
     assert_same_bits(load(tmp_path / "b.pth").params, loaded.params)
 
 
@@ -75,13 +81,28 @@ def test_views_kinds_of_number_and_parameters(tmp_path):
 
     base = torch.arange(60, dtype=torch.float32).reshape(5, 12) / 7
     tensors = {
-        "view": base[1:4:2, ::3], "transposed": base.t(), "row": base[2], "expanded": base[:1, :1],
-        "parameter": torch.nn.Parameter(base), "scalar": torch.tensor(1.5),
-        "empty": torch.zeros(0, 3), "permuted": base.reshape(5, 3, 4).permute(2, 0, 1),
-        **{str(kind): base.to(kind) for kind in (
-            torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.int16,
-            torch.int8, torch.uint8, torch.bool,
-        )},
+        "view": base[1:4:2, ::3],
+        "transposed": base.t(),
+        "row": base[2],
+        "expanded": base[:1, :1],
+        "parameter": torch.nn.Parameter(base),
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 3),
+        "permuted": base.reshape(5, 3, 4).permute(2, 0, 1),
+        **{
+            str(kind): base.to(kind)
+            for kind in (
+                torch.float16,
+                torch.bfloat16,
+                torch.float64,
+                torch.int64,
+                torch.int32,
+                torch.int16,
+                torch.int8,
+                torch.uint8,
+                torch.bool,
+            )
+        },
     }
     for protocol in (2, 4, 5):
         torch.save(tensors, tmp_path / "a.pth", pickle_protocol=protocol)
@@ -148,17 +169,20 @@ def test_hugging_face_opens_what_is_written_and_answers_alike(reference, tmp_pat
     sam = load(tmp_path / "a.pth")
     save(sam, tmp_path / "hf", "hf")
     model, report = transformers.SamModel.from_pretrained(tmp_path / "hf", output_loading_info=True)
-    assert not any(report[kind] for kind in (
-        "missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"
-    ))
+    assert not any(
+        report[kind]
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    )
     model.eval()
     images = np.random.default_rng(0).standard_normal((1, 77, 77, 3), np.float32)
     points = np.array([[[[20.0, 30.0], [50.0, 11.0]]]], np.float32)
     with torch.no_grad():
         embedding = model.get_image_embeddings(torch.from_numpy(images).permute(0, 3, 1, 2))
         out = model(
-            image_embeddings=embedding, input_points=torch.from_numpy(points),
-            input_labels=torch.tensor([[[1, 0]]]), multimask_output=True,
+            image_embeddings=embedding,
+            input_points=torch.from_numpy(points),
+            input_labels=torch.tensor([[[1, 0]]]),
+            multimask_output=True,
         )
     points = np.concatenate([points, np.zeros((1, 1, 1, 2), np.float32)], 2)
     got = answers(sam, images, points, np.array([[[1, 0, -1]]], np.int32))

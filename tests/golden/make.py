@@ -13,8 +13,18 @@ from tests.models.stages import KINDS, image, user_prompt
 
 FOLDER = Path(__file__).parent
 SMALL = SamConfig(
-    24, 3, 2, (2,), image_size=112, patch_size=16, window_size=4, embed_dim=16,
-    mask_channels=8, decoder_heads=2, decoder_mlp_width=32, iou_head_width=16,
+    24,
+    3,
+    2,
+    (2,),
+    image_size=112,
+    patch_size=16,
+    window_size=4,
+    embed_dim=16,
+    mask_channels=8,
+    decoder_heads=2,
+    decoder_mlp_width=32,
+    iou_head_width=16,
 )
 """Seven patches a side and windows of four: padded windows, odd sizes, two kinds of blocks."""
 

@@ -94,8 +94,14 @@ def test_cleaned_regions_lose_against_clean_ones():
     speck = np.zeros((40, 40), bool)
     speck[2, 2] = True
     candidates = [
-        Candidate(rle.uncompressed(mask), mask_boxes(mask), np.float32(score), np.float32(1),
-                  np.zeros(2), (0, 0, 40, 40))
+        Candidate(
+            rle.uncompressed(mask),
+            mask_boxes(mask),
+            np.float32(score),
+            np.float32(1),
+            np.zeros(2),
+            (0, 0, 40, 40),
+        )
         for mask, score in ((holed | speck, 0.99), (disc, 0.9))
     ]
     kept = clean_regions(candidates, 10, 0.7)
@@ -106,16 +112,22 @@ def test_cleaned_regions_lose_against_clean_ones():
     assert clean_regions([], 10, 0.7) == []
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (dict(points_per_side=None), "exactly one"),
-    (dict(point_grids=[np.zeros((1, 2))]), "exactly one"),
-    (dict(points_per_side=None, point_grids=[np.zeros((1, 2))], crop_n_layers=1), "2 layers"),
-    (dict(points_per_side=None, point_grids=[np.zeros((1, 3))]), "point_grids"),
-    (dict(points_per_side=0), "points_per_side"),
-    (dict(points_per_side=2, crop_n_layers=2, crop_n_points_downscale_factor=2), "points_per_side"),
-    (dict(points_per_batch=0), "points_per_batch"),
-    (dict(output_mode="png"), "output_mode"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(points_per_side=None), "exactly one"),
+        (dict(point_grids=[np.zeros((1, 2))]), "exactly one"),
+        (dict(points_per_side=None, point_grids=[np.zeros((1, 2))], crop_n_layers=1), "2 layers"),
+        (dict(points_per_side=None, point_grids=[np.zeros((1, 3))]), "point_grids"),
+        (dict(points_per_side=0), "points_per_side"),
+        (
+            dict(points_per_side=2, crop_n_layers=2, crop_n_points_downscale_factor=2),
+            "points_per_side",
+        ),
+        (dict(points_per_batch=0), "points_per_batch"),
+        (dict(output_mode="png"), "output_mode"),
+    ],
+)
 def test_bad_arguments(predictor, arguments, message):
     with pytest.raises(ValueError, match=message):
         MaskGenerator(predictor, **arguments)

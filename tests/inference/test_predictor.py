@@ -50,14 +50,17 @@ def test_one_prompt(predictor, embedding):
     assert np.abs(not_it.logits - out.logits).max() > 1e-3
 
 
-@pytest.mark.parametrize("prompt, masks", [
-    (dict(points_xy=[[40, 20]]), 3),
-    (dict(boxes_xyxy=[5, 5, 60, 40]), 3),
-    (dict(mask_logits=np.ones((16, 16))), 3),
-    (dict(points_xy=[[40, 20], [10, 10]], labels=[1, 0]), 1),
-    (dict(points_xy=[[40, 20]], boxes_xyxy=[5, 5, 60, 40]), 1),
-    (dict(points_xy=[[40, 20]], mask_logits=np.ones((1, 16, 16))), 1),
-])
+@pytest.mark.parametrize(
+    "prompt, masks",
+    [
+        (dict(points_xy=[[40, 20]]), 3),
+        (dict(boxes_xyxy=[5, 5, 60, 40]), 3),
+        (dict(mask_logits=np.ones((16, 16))), 3),
+        (dict(points_xy=[[40, 20], [10, 10]], labels=[1, 0]), 1),
+        (dict(points_xy=[[40, 20]], boxes_xyxy=[5, 5, 60, 40]), 1),
+        (dict(points_xy=[[40, 20]], mask_logits=np.ones((1, 16, 16))), 1),
+    ],
+)
 def test_auto_gives_three_masks_only_where_there_is_doubt(predictor, embedding, prompt, masks):
     assert predictor.predict(embedding, **prompt).masks.shape == (masks, H, W)
     assert predictor.predict(embedding, **prompt, multimask=True).masks.shape == (3, H, W)
@@ -113,7 +116,8 @@ def test_a_batch_of_photos(predictor):
     batch = predictor.embed(photos)
     assert len(batch) == 3 and batch.is_batch and batch.features.shape == (3, 4, 4, 32)
     out = predictor.predict(
-        batch, points_xy=[[[40, 20]], [[[1, 2]], [[40, 80]]], None],
+        batch,
+        points_xy=[[[40, 20]], [[[1, 2]], [[40, 80]]], None],
         boxes_xyxy=[None, None, [3, 3, 50, 60]],
     )
     assert [o.masks.shape for o in out] == [(3, H, W), (2, 3, 90, 41), (3, 64, 64)]
@@ -132,34 +136,52 @@ def test_extreme_photos(predictor, hw):
     assert out.masks.shape == (3, *hw)
 
 
-@pytest.mark.parametrize("prompt, message", [
-    ({}, "no prompt: expected points_xy, boxes_xyxy"),
-    (dict(points_xy=[]), "no prompt"),
-    (dict(points_xy=[[80, 20]]), r"points_xy: the point \(80, 20\) is outside the photo, which"),
-    (dict(points_xy=[[-1, 20]]), "outside the photo"),
-    (dict(points_xy=[[np.nan, 20]]), "points_xy: expected finite numbers, got NaN"),
-    (dict(points_xy=[[np.inf, 20]]), "finite"),
-    (dict(points_xy=[["a", 20]]), "expected numbers"),
-    (dict(points_xy=[[1, 2, 3]]), r"points_xy: expected \[P, 2\]"),
-    (dict(points_xy=[1, 2]), "points_xy: expected 2 axes for one prompt or 3 for several, got 1"),
-    (dict(points_xy=[[1, 2]], labels=[1, 0]), "labels: expected one for each .*, 1 in all, got 2"),
-    (dict(points_xy=[[1, 2]], labels=[2]), "labels: expected 1 .foreground. or 0"),
-    (dict(points_xy=[[1, 2]], labels=[-1]), "foreground"),
-    (dict(labels=[1]), "labels: given without points_xy"),
-    (dict(boxes_xyxy=[5, 5, 5, 40]), r"boxes_xyxy: the box \(5, 5, 5, 40\) has no area"),
-    (dict(boxes_xyxy=[9, 5, 5, 40]), "no area"),
-    (dict(boxes_xyxy=[[1, 2, 3, 4], [9, 5, 5, 40]]), "boxes_xyxy of prompt 1: .* no area"),
-    (dict(boxes_xyxy=[80, 5, 90, 40]), "outside the photo"),
-    (dict(boxes_xyxy=[1, 2, 3]), "x0, y0, x1, y1"),
-    (dict(boxes_xyxy=[1, 2, 3, np.nan]), "finite"),
-    (dict(mask_logits=np.zeros((45, 80))), r"mask_logits: .* \[16, 16\], got shape \[45, 80\]"),
-    (dict(mask_logits=np.full((16, 16), np.nan)), "finite"),
-    (dict(text="a cat"), "text: this model has no text head"),
-    (dict(points_xy=[[1, 2]], boxes_xyxy=[[1, 2, 3, 4], [1, 2, 5, 6]]), "same number of prompts"),
-    (dict(points_xy=[[[1, 2]]], boxes_xyxy=[[1, 2, 3, 4], [1, 2, 5, 6]]), "same number of prompts"),
-    (dict(points_xy=[[[1, 2]], []], labels=[[1], []]), "no prompt of prompt 1"),
-    (dict(points_xy=[[1, 2]], multimask="yes"), "multimask"),
-])
+@pytest.mark.parametrize(
+    "prompt, message",
+    [
+        ({}, "no prompt: expected points_xy, boxes_xyxy"),
+        (dict(points_xy=[]), "no prompt"),
+        (
+            dict(points_xy=[[80, 20]]),
+            r"points_xy: the point \(80, 20\) is outside the photo, which",
+        ),
+        (dict(points_xy=[[-1, 20]]), "outside the photo"),
+        (dict(points_xy=[[np.nan, 20]]), "points_xy: expected finite numbers, got NaN"),
+        (dict(points_xy=[[np.inf, 20]]), "finite"),
+        (dict(points_xy=[["a", 20]]), "expected numbers"),
+        (dict(points_xy=[[1, 2, 3]]), r"points_xy: expected \[P, 2\]"),
+        (
+            dict(points_xy=[1, 2]),
+            "points_xy: expected 2 axes for one prompt or 3 for several, got 1",
+        ),
+        (
+            dict(points_xy=[[1, 2]], labels=[1, 0]),
+            "labels: expected one for each .*, 1 in all, got 2",
+        ),
+        (dict(points_xy=[[1, 2]], labels=[2]), "labels: expected 1 .foreground. or 0"),
+        (dict(points_xy=[[1, 2]], labels=[-1]), "foreground"),
+        (dict(labels=[1]), "labels: given without points_xy"),
+        (dict(boxes_xyxy=[5, 5, 5, 40]), r"boxes_xyxy: the box \(5, 5, 5, 40\) has no area"),
+        (dict(boxes_xyxy=[9, 5, 5, 40]), "no area"),
+        (dict(boxes_xyxy=[[1, 2, 3, 4], [9, 5, 5, 40]]), "boxes_xyxy of prompt 1: .* no area"),
+        (dict(boxes_xyxy=[80, 5, 90, 40]), "outside the photo"),
+        (dict(boxes_xyxy=[1, 2, 3]), "x0, y0, x1, y1"),
+        (dict(boxes_xyxy=[1, 2, 3, np.nan]), "finite"),
+        (dict(mask_logits=np.zeros((45, 80))), r"mask_logits: .* \[16, 16\], got shape \[45, 80\]"),
+        (dict(mask_logits=np.full((16, 16), np.nan)), "finite"),
+        (dict(text="a cat"), "text: this model has no text head"),
+        (
+            dict(points_xy=[[1, 2]], boxes_xyxy=[[1, 2, 3, 4], [1, 2, 5, 6]]),
+            "same number of prompts",
+        ),
+        (
+            dict(points_xy=[[[1, 2]]], boxes_xyxy=[[1, 2, 3, 4], [1, 2, 5, 6]]),
+            "same number of prompts",
+        ),
+        (dict(points_xy=[[[1, 2]], []], labels=[[1], []]), "no prompt of prompt 1"),
+        (dict(points_xy=[[1, 2]], multimask="yes"), "multimask"),
+    ],
+)
 def test_bad_prompts(predictor, embedding, prompt, message):
     with pytest.raises(ValueError, match=message) as caught:
         predictor.predict(embedding, **prompt)
@@ -195,7 +217,13 @@ def test_empty_slots_change_nothing(predictor, embedding):
     from sam_jax.inference.prompts import gather, to_slots
 
     prompts, _ = gather(
-        [[40, 20], [10, 10]], [1, 0], None, None, None, image_hw=(H, W), mask_hw=(16, 16),
+        [[40, 20], [10, 10]],
+        [1, 0],
+        None,
+        None,
+        None,
+        image_hw=(H, W),
+        mask_hw=(16, 16),
         text_width=0,
     )
     slots = to_slots(prompts, (H, W), 64)
@@ -245,7 +273,14 @@ def test_other_numbers_of_points_and_photos_compile_nothing(predictor, embedding
 
 def test_buckets():
     assert [bucket(n, (8, 32, 128)) for n in (0, 1, 8, 9, 128, 129, 512, 513)] == [
-        8, 8, 8, 32, 128, 512, 512, 2048
+        8,
+        8,
+        8,
+        32,
+        128,
+        512,
+        512,
+        2048,
     ]
 
 

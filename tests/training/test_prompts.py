@@ -41,9 +41,7 @@ def test_corrective_clicks_fall_on_errors_and_say_which():
     logits = logits.at[0, 1, 2:6, 2:4].set(3.0)  # half is missing
     content = jnp.ones((1, 1, GRID, GRID), bool)
     for i in range(20):
-        points, labels = prompts.corrective_click(
-            jax.random.key(i), logits, target, content, SIDE
-        )
+        points, labels = prompts.corrective_click(jax.random.key(i), logits, target, content, SIDE)
         assert labels.tolist() == [[0, 1]]
         (x0, y0), (x1, y1) = cells(points)[0]
         assert 10 <= x0 < 12 and 10 <= y0 < 12
