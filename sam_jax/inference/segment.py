@@ -20,10 +20,7 @@ from pathlib import Path
 from typing import Any
 
 DEMO_PHOTO = "photo.jpg"
-DEMO_PROMPTS: list[dict] = [
-    {"points": [[500, 375]], "labels": [1]},
-    {"box": [100, 100, 300, 300]},
-]
+DEMO_PROMPTS: list[dict] = [{"box": [70, 20, 485, 390]}]
 """What is segmented of the bundled photo, in its pixels, when no photo and no prompt is given."""
 
 THRESHOLDS = ((0.88, 0.95), (0.5, 0.8))

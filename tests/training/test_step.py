@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sam_jax.models.config import SamConfig
-from sam_jax.models.sam import init
+from sam_jax.models.sam import SamModel, init
 from sam_jax.training.config import LossConfig, OptimConfig, PromptConfig, Stage, TrainConfig
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.step import batch_loss, first_prompts, init_state, make_step
@@ -26,7 +26,7 @@ SMALL = SamConfig(
     decoder_mlp_width=16,
     iou_head_width=16,
 )
-STAGE = Stage(100, 32, 2, 3, corrective_clicks=2, mask_only_rounds=1)
+STAGE = Stage(100, 32, 2, 3, corrective_clicks=1, mask_only_rounds=1)
 CONFIG = TrainConfig(
     model=SMALL,
     stages=(STAGE,),
@@ -61,17 +61,16 @@ def variables():
     return jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))
 
 
-def loss_and_grads(variables, batch, config=CONFIG):
-    from sam_jax.models.sam import SamModel
+GRADIENT = jax.jit(jax.value_and_grad(batch_loss, has_aux=True), static_argnums=(4, 5, 6))
 
-    run = jax.jit(jax.value_and_grad(batch_loss, has_aux=True), static_argnums=(4, 5, 6))
-    model = SamModel(config.model)
-    return run(
+
+def loss_and_grads(variables, batch, config=CONFIG):
+    return GRADIENT(
         variables["params"],
         variables["buffers"],
         batch,
         jax.random.key(2),
-        model,
+        SamModel(config.model),
         config,
         config.stages[0],
     )
@@ -146,12 +145,10 @@ def test_first_prompts_are_half_boxes_half_points():
     assert 0.45 < is_box.mean() < 0.55
     assert (labels[is_box][:, :2] == [2, 3]).all()
     assert (labels[~is_box][:, :2] == [1, -1]).all()
-    assert (labels[..., 2:] == -2).all() and labels.shape[-1] == 2 + 3
+    assert (labels[..., 2:] == -2).all() and labels.shape[-1] == 2 + 2
 
 
 def test_drop_path_and_dropout_change_training_only(variables):
-    from sam_jax.models.sam import SamModel
-
     noisy = SamModel(SMALL.replace(drop_path=0.5, decoder_dropout=0.5))
     x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
     still = noisy.apply(variables, x, method="encode")

@@ -23,7 +23,7 @@ def config():
                       decoder_heads=2, decoder_mlp_width=16, iou_head_width=16)
     return TrainConfig(
         name="small", model=model, data_root="none", scenes=1.0, log_every=2, save_every=4,
-        stages=(Stage(6, 32, 2, 2, 1, 0), Stage(6, 64, 2, 2, 1, 1)),
+        stages=(Stage(6, 64, 2, 2, 1, 0), Stage(6, 96, 2, 2, 1, 0)),
         prompts=PromptConfig(remat=False), optim=OptimConfig(warmup=2, schedule="cosine", ema=0.9),
     )
 """
