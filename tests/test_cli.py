@@ -205,11 +205,10 @@ def test_without_a_photo_the_bundled_one(call, folder, tmp_path, monkeypatch):
 
 def test_the_demo_s_prompts_lie_in_the_bundled_photo():
     path = Path(sam_jax.__file__).parent / "assets" / segment.DEMO_PHOTO
-    if not path.exists():
-        pytest.skip("the bundled photograph is not there yet")
     from sam_jax.inference.command_prompts import CommandPrompt, check
 
-    width, height = Image.open(path).size
+    with Image.open(path) as image:
+        width, height = image.size
     check([CommandPrompt(**prompt) for prompt in segment.DEMO_PROMPTS], (height, width))
 
 

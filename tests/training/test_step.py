@@ -119,6 +119,7 @@ def test_invalid_masks_do_not_count(variables):
     jax.tree.map(np.testing.assert_array_equal, grads, changed_grads)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing_but_memory(variables):
     batch = make_batch()
     short = dataclasses.replace(CONFIG, stages=(Stage(1, 32, 2, 3, 1, 0),))

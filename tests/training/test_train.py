@@ -19,11 +19,11 @@ from sam_jax.models.config import SamConfig
 from sam_jax.training.config import OptimConfig, PromptConfig, Stage, TrainConfig
 
 def config():
-    model = SamConfig(16, 2, 2, (1,), image_size=64, patch_size=16, window_size=3, embed_dim=16,
+    model = SamConfig(16, 1, 2, (0,), image_size=64, patch_size=16, window_size=3, embed_dim=16,
                       decoder_heads=2, decoder_mlp_width=16, iou_head_width=16)
     return TrainConfig(
         name="small", model=model, data_root="none", scenes=1.0, log_every=2, save_every=4,
-        stages=(Stage(6, 64, 2, 2, 1, 0), Stage(6, 96, 2, 2, 1, 0)),
+        stages=(Stage(12, 64, 2, 2, 1, 0),),
         prompts=PromptConfig(remat=False), optim=OptimConfig(warmup=2, schedule="cosine", ema=0.9),
     )
 """
@@ -34,14 +34,30 @@ def command(tmp_path, *more):
     return [sys.executable, "-m", "train", "--config", str(tmp_path / "config.py"), *more]
 
 
+def environment(tmp_path):
+    """The runs of one test share what they compile."""
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    return os.environ | cache | {"PYTHONUNBUFFERED": "1"}
+
+
 def run(tmp_path, *more, **kwargs):
     return subprocess.run(
-        command(tmp_path, *more), cwd=ROOT, capture_output=True, text=True, timeout=280, **kwargs
+        command(tmp_path, *more),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=580,
+        env=environment(tmp_path),
+        **kwargs,
     )
 
 
 def log(folder):
-    return [json.loads(line) for line in open(folder / "metrics.jsonl")]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
@@ -57,7 +73,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        env=environment(tmp_path),
     )
     for line in process.stdout:
         if line.startswith("step 2/"):
