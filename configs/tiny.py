@@ -3,7 +3,7 @@
     python -m train --config configs/tiny.py --data-root DIR
 
 Photographs with masks (see sam_jax/assets/TINY.md), composites of their objects, and procedural
-scenes.
+scenes. About 1.1 s a step at 256 px and 2.5 s at 512 px on two CPU cores.
 """
 
 from sam_jax.models.config import TINY
@@ -11,7 +11,7 @@ from sam_jax.training.config import LossConfig, OptimConfig, PromptConfig, Stage
 
 
 def config() -> TrainConfig:
-    """The run that made sam_jax/assets/tiny.safetensors."""
+    """The recipe for the next bundled model; the present one is from an earlier, worse one."""
     return TrainConfig(
         name="tiny",
         model=TINY.replace(drop_path=0.05),

@@ -39,7 +39,7 @@ def pytest_collection_modifyitems(config, items):
             for item in items
             if any(item.get_closest_marker(name) for name in ("slow", "torch", "shared"))
         ]
-        config.hook.pytest_deselected([item for item in items if item not in wanted])
+        config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
         items[:] = wanted
 
 

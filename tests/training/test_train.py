@@ -80,6 +80,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
             process.send_signal(signal.SIGTERM)
             break
     out = process.stdout.read()
+    process.stdout.close()
     assert process.wait(timeout=120) == 130 and "goes on from there" in out
     finished = run(tmp_path, *more)
     assert finished.returncode == 0, finished.stderr
