@@ -3,7 +3,7 @@
     python -m train --config configs/tiny.py --data-root DIR
 
 Photographs with masks (see sam_jax/assets/TINY.md), composites of their objects, and procedural
-scenes. About 1.1 s a step at 256 px and 2.5 s at 512 px on two CPU cores.
+scenes. Seen on two busy CPU cores: 1.1 to 1.7 s a step at 256 px, about 3 s at 512 px.
 """
 
 from sam_jax.models.config import TINY
@@ -16,7 +16,7 @@ def config() -> TrainConfig:
         name="tiny",
         model=TINY.replace(drop_path=0.05),
         stages=(
-            # Large masks first: a run that starts with small ones learns nothing for long.
+            # Large masks first: easier to find than small ones while nothing is known.
             Stage(400, 256, 12, 6, 1, 0, min_mask_pixels=250, scale_range=(0.8, 1.6)),
             Stage(700, 256, 12, 6, 1, 0, min_mask_pixels=60, scale_range=(0.7, 1.6)),
             Stage(220, 512, 6, 6, 2, 1, min_mask_pixels=64, scale_range=(0.7, 1.6)),

@@ -62,8 +62,8 @@ def init(config: SamConfig, key: jax.Array) -> dict:
     """Fresh variables {"params", "buffers"} of a model; `jax.eval_shape` of it gives the shapes.
 
     In the decoder's cross attentions the keys' projections start as copies of the queries': a
-    prompt then begins by attending to the place that it names, which saves a run from scratch
-    hundreds of steps (ours; the released code draws both independently).
+    prompt then begins by attending to the place that it names (ours; the released code draws both
+    independently; what it saves was not measured).
     """
     side = config.patch_size
     prompts = Prompts(
