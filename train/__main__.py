@@ -203,7 +203,8 @@ def keep_memory() -> None:
     """Starts the process again with an allocator that keeps freed memory (Linux, glibc).
 
     XLA:CPU allocates and frees its buffers at every step; with glibc's defaults the kernel then
-    clears fresh pages each time; keeping them, as huge pages, avoids that. An allocator that the user has configured is left alone.
+    clears fresh pages each time; keeping them, as huge pages, avoids that. An allocator that
+    the user has configured is left alone.
     """
     tunables = "glibc.malloc.hugetlb=1"
     for name in ("mmap_threshold", "trim_threshold"):
