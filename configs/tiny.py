@@ -17,23 +17,28 @@ def config() -> TrainConfig:
         model=TINY.replace(drop_path=0.05),
         stages=(
             # Large masks first: easier to find than small ones while nothing is known.
-            Stage(400, 256, 12, 6, 1, 0, min_mask_pixels=250, scale_range=(0.8, 1.6)),
-            Stage(700, 256, 12, 6, 1, 0, min_mask_pixels=60, scale_range=(0.7, 1.6)),
-            Stage(220, 512, 6, 6, 2, 1, min_mask_pixels=64, scale_range=(0.7, 1.6)),
+            Stage(600, 256, 12, 8, 0, 0, min_mask_pixels=250, scale_range=(0.8, 1.6)),
+            Stage(2600, 256, 12, 6, 1, 0, min_mask_pixels=100, scale_range=(0.7, 1.6)),
+            Stage(700, 256, 12, 5, 3, 0, min_mask_pixels=60, scale_range=(0.7, 1.6)),
+            Stage(900, 512, 4, 5, 2, 0, min_mask_pixels=100, scale_range=(0.7, 1.6)),
         ),
-        loss=LossConfig(iou_on_all=True),
+        loss=LossConfig(focal_weight=5.0, iou_on_all=True, grouping_weight=0.3),
         prompts=PromptConfig(mask_gradient=False, remat=False),
-        # A patch embedding sums 768 pixels that are alike: at the decoder's rate it runs away, and
-        # the encoder's output collapses. Layer-wise decay gives it an eighth of that rate.
+        structured_start=True,
         optim=OptimConfig(
-            lr=7e-4,
+            name="muon",
+            lr=1e-3,
+            muon_lr=5e-3,
             betas=(0.9, 0.98),
-            weight_decay=0.05,
-            layer_decay=0.8,
-            warmup=100,
+            weight_decay=0.02,
+            layer_decay=1.0,
+            # It sums 768 pixels that are alike: at any rate that suits the rest it runs away, and
+            # the encoder's output collapses (seen). Frequencies serve as they are.
+            frozen=("image_encoder/patch_embed",),
+            warmup=30,
             schedule="cosine",
             clip=1.0,
-            ema=0.995,
+            ema=0.998,
         ),
         data_root="../shared/data/train",
         photos=(

@@ -24,6 +24,7 @@ from sam_jax.data.sources import Sa1bFolder
 from sam_jax.models import sam as sam_model
 from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.optim import make_optimizer
+from sam_jax.training.scratch import structured_start
 from sam_jax.training.step import TrainState, init_state, make_step
 
 
@@ -89,7 +90,9 @@ def stage_batches(config: TrainConfig, number: int, start: int):
 def initial_variables(config: TrainConfig) -> dict:
     """Fresh weights, or those of `init_from`."""
     if not config.init_from:
-        return jax.jit(lambda key: sam_model.init(config.model, key))(jax.random.key(config.seed))
+        key = jax.random.key(config.seed)
+        fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)
+        return structured_start(fresh, config.model) if config.structured_start else fresh
     start = load(config.init_from)
     if (
         start.config.replace(

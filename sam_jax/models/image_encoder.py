@@ -76,10 +76,11 @@ class Block(nn.Module):
         y = Attention(c, self.window or c.grid, name="attn")(y)
         if self.window:
             y = join_windows(y, hw)
-        x = x + self._drop(y, train)
+        x = jax.lax.optimization_barrier(x + self._drop(y, train))
         y = norm(ENCODER_EPS, "norm2")(x).astype(c.dtype)
         y = gelu(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y))
-        return x + self._drop(dense(c, c.encoder_width, "lin2")(y), train)
+        x = x + self._drop(dense(c, c.encoder_width, "lin2")(y), train)
+        return jax.lax.optimization_barrier(x)
 
 
 class ImageEncoder(nn.Module):

@@ -76,7 +76,7 @@ def init(config: SamConfig, key: jax.Array) -> dict:
     for layer in transformer.values():
         for attention in (layer, layer.get("token_to_image"), layer.get("image_to_token")):
             if attention and "q_proj" in attention:
-                attention["k_proj"]["kernel"] = attention["q_proj"]["kernel"]
+                attention["k_proj"]["kernel"] = jnp.copy(attention["q_proj"]["kernel"])
     return variables
 
 

@@ -34,6 +34,8 @@ class LossConfig:
     iou_weight: float = 1.0
     iou_on_all: bool = False
     """False: only the least-loss mask trains its predicted IoU (SAM 2 calls this SAM's way)."""
+    grouping_weight: float = 0.0
+    """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,12 +54,18 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedule (`sam_jax.training.optim`)."""
+    """The optimiser and its schedule (`sam_jax.training.optim`)."""
 
+    name: Literal["adamw", "muon"] = "adamw"
+    """The paper's AdamW, or Muon for the matrices and Adam for everything else."""
     lr: float = 8e-4
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.1
+    muon_lr: float = 5e-3
+    """Rate of Muon's matrices, scaled as AdamW's updates are (RMS 0.2); scheduled like `lr`."""
     layer_decay: float = 0.8
+    frozen: tuple[str, ...] = ()
+    """Parameters whose path has one of these parts ("image_encoder/patch_embed") stay as they are."""
     warmup: int = 250
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (60_000 / 90_000, 86_666 / 90_000)
@@ -92,6 +100,8 @@ class TrainConfig:
     """Flips and colour jitter (the paper uses none on SA-1B)."""
     init_from: str = ""
     """A model's name or file to start from; empty: fresh weights."""
+    structured_start: bool = False
+    """Fresh weights that already see frequencies and look near (`sam_jax.training.scratch`)."""
     seed: int = 0
     workdir: str = "runs"
     """Checkpoints, metrics and the final weights go to workdir/name."""

@@ -79,3 +79,36 @@ def prompt_losses(
         "iou_error": iou_error,
         "iou": chosen(true_iou),
     }
+
+
+def grouping_loss(embedding: jax.Array, target: jax.Array, content: jax.Array) -> jax.Array:
+    """How badly the pixels of a mask are alike in an embedding and unlike the rest: [B, N].
+
+    Each mask's mean direction is compared with every pixel (cosine, after the image's mean is taken
+    away); balanced cross-entropy asks that the mask's pixels be near it and others not. It trains
+    an encoder that starts from nothing; the paper has no such term, its encoders come from MAE.
+
+    Args:
+      embedding: [B, h, w, D], target: [B, N, M, M] in 0..1 with M a multiple of h = w.
+      content: bool [B, 1, M, M], where the photo is.
+    """
+    b, h, w, d = embedding.shape
+
+    def pooled(x):
+        k = x.shape[-1] // w
+        return x.astype(jnp.float32).reshape(b, -1, h, k, w, k).mean((3, 5)).reshape(b, -1, h * w)
+
+    def unit(x):
+        return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-3)
+
+    inside, outside = pooled(target), pooled((1 - target) * content)
+    photo = pooled(content)[:, 0, :, None]
+    x = embedding.reshape(b, h * w, d)
+    x = unit(x - (x * photo).sum(1, keepdims=True) / jnp.maximum(photo.sum(1, keepdims=True), 1))
+    centre = unit(jnp.einsum("bnp,bpd->bnd", inside, x))
+    logits = (jnp.einsum("bnd,bpd->bnp", centre, x) - 0.3) * 10
+
+    def mean(x, weight):
+        return (x * weight).sum(-1) / (weight.sum(-1) + 0.5)
+
+    return mean(jax.nn.softplus(-logits), inside) + mean(jax.nn.softplus(logits), outside)

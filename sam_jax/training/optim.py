@@ -1,4 +1,4 @@
-"""AdamW with layer-wise decay, warmup and the paper's schedule (paper section A)."""
+"""AdamW with layer-wise decay, warmup and the paper's schedule (paper section A); Muon."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def path_tree(params, rule):
 def make_optimizer(
     config: OptimConfig, model: SamConfig, total_steps: int
 ) -> optax.GradientTransformation:
-    """The optimiser over the "params" tree of a model."""
+    """The optimiser over the "params" tree of a model.
+
+    Muon (https://kellerjordan.github.io/posts/muon) steps along the orthogonalised momentum of each
+    kernel; whatever is no kernel gets Adam. Layer decay scales the steps of either.
+    """
 
     def scale_layers(updates, state, params=None):
         del params
@@ -68,8 +72,11 @@ def make_optimizer(
         return scaled, state
 
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
+    if config.name == "muon":
+        parts.append(_scale_by_muon_or_adam(config))
+    else:
+        parts.append(optax.scale_by_adam(*config.betas, eps=1e-8))
     parts += [
-        optax.scale_by_adam(*config.betas, eps=1e-8),
         optax.add_decayed_weights(
             config.weight_decay,
             mask=lambda params: path_tree(params, lambda path, p: is_decayed(path, p.shape)),
@@ -77,7 +84,47 @@ def make_optimizer(
         optax.GradientTransformation(lambda params: optax.EmptyState(), scale_layers),
         optax.scale_by_learning_rate(learning_rate(config, total_steps)),
     ]
-    return optax.chain(*parts)
+    optimizer = optax.chain(*parts)
+    if not config.frozen:
+        return optimizer
+
+    def labels(params):
+        return path_tree(
+            params, lambda path, p: "frozen" if any(f in path for f in config.frozen) else "free"
+        )
+
+    return optax.multi_transform({"free": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def _scale_by_muon_or_adam(config: OptimConfig) -> optax.GradientTransformation:
+    """Muon's direction for kernels, times muon_lr / lr; Adam's for the rest."""
+
+    def kernels(params):
+        def dimensions(path, p):
+            if not is_decayed(path, p.shape):
+                return None
+            return optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), (p.ndim - 1,))
+
+        return path_tree(params, dimensions)
+
+    muon = optax.contrib.muon(
+        1.0,
+        adam_b1=config.betas[0],
+        adam_b2=config.betas[1],
+        muon_weight_dimension_numbers=kernels,
+        consistent_rms=0.2,
+    )
+    ratio = config.muon_lr / config.lr
+
+    def update(updates, state, params=None):
+        updates, state = muon.update(updates, state, params)
+        # optax.contrib.muon descends by itself: back to a direction, as scale_by_adam gives
+        signed = path_tree(
+            updates, lambda path, u: -u * (ratio if is_decayed(path, u.shape) else 1.0)
+        )
+        return signed, state
+
+    return optax.GradientTransformation(muon.init, update)
 
 
 def average(old, new, decay: float, step: jax.Array):

@@ -13,7 +13,7 @@ from sam_jax.models.sam import SamModel, normalise
 from sam_jax.ops.resize import resize_hw
 from sam_jax.training import prompts as simulator
 from sam_jax.training.config import Stage, TrainConfig
-from sam_jax.training.losses import prompt_losses
+from sam_jax.training.losses import grouping_loss, prompt_losses
 from sam_jax.training.optim import average
 
 
@@ -63,6 +63,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     target, side = batch["masks"], stage.image_size
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
+    del loss["grouping_weight"]
 
     def decode(prompts):
         return model.apply(
@@ -113,7 +114,14 @@ def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig
     mean = jax.tree.map(lambda x: (x * valid).sum((1, 2)) / count, losses)
     metrics = {name: x.mean() for name, x in mean.items() if name != "iou"}
     metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1], "masks": valid.sum()}
-    return mean["total"].sum(), metrics
+    loss = mean["total"].sum()
+    if config.loss.grouping_weight:
+        masks = batch["masks"]
+        content = simulator.content_area(batch["image_hw"], stage.image_size, masks.shape[-1])
+        grouping = (grouping_loss(embedding, masks, content) * valid).sum() / count
+        loss += config.loss.grouping_weight * grouping
+        metrics["grouping"] = grouping
+    return loss, metrics
 
 
 def make_step(config: TrainConfig, stage: Stage, optimizer: optax.GradientTransformation):
@@ -135,7 +143,11 @@ def make_step(config: TrainConfig, stage: Stage, optimizer: optax.GradientTransf
         metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, state.buffers, opt_state, ema), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    # XLA:CPU drops the encoder's barriers before it fuses, and then computes the chain of residual
+    # gradients anew for each of its readers.
+    on_cpu = jax.default_backend() == "cpu"
+    keep = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
+    return jax.jit(step, donate_argnums=0, compiler_options=keep)
 
 
 def init_state(variables: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:
