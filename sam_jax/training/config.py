@@ -65,7 +65,7 @@ class OptimConfig:
     """Rate of Muon's matrices, scaled as AdamW's updates are (RMS 0.2); scheduled like `lr`."""
     layer_decay: float = 0.8
     frozen: tuple[str, ...] = ()
-    """Parameters whose path has one of these parts ("image_encoder/patch_embed") stay as they are."""
+    """Parameters whose path contains one of these ("image_encoder/patch_embed") do not change."""
     warmup: int = 250
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (60_000 / 90_000, 86_666 / 90_000)

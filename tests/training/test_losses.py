@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.training.losses import dice_loss, focal_loss, mask_iou, prompt_losses
+from sam_jax.training.losses import (
+    dice_loss,
+    focal_loss,
+    grouping_loss,
+    mask_iou,
+    prompt_losses,
+)
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(0, 3, (2, 3, 6, 5)).astype(np.float32)
@@ -77,3 +83,28 @@ def test_iou_of_every_mask_is_trained_when_asked():
     losses = prompt_losses(LOGITS[0], iou, jnp.asarray(TARGET[0]), iou_on_all=True)
     true = mask_iou(LOGITS[0], TARGET[0])
     np.testing.assert_allclose(losses["iou_error"], ((iou - true) ** 2).mean(), rtol=1e-5)
+
+
+def test_grouping_loss_falls_as_a_masks_pixels_become_alike():
+    target = np.zeros((1, 2, 16, 16), np.float32)
+    target[0, 0, :8, :8], target[0, 1, 8:, 4:] = 1, 1
+    content = np.ones((1, 1, 16, 16), bool)
+    noise = jax.random.normal(jax.random.key(0), (1, 4, 4, 6))
+    grouped = noise * 0.05
+    grouped = grouped.at[0, :2, :2, 0].add(3.0).at[0, 2:, 1:, 1].add(3.0)
+    apart = grouping_loss(noise, target, content)
+    together = grouping_loss(grouped, target, content)
+    assert apart.shape == (1, 2)
+    assert (together < 0.25 * apart).all()
+
+
+def test_grouping_loss_leaves_out_what_is_no_photo():
+    target = np.zeros((1, 1, 8, 8), np.float32)
+    target[0, 0, :4, :4] = 1
+    content = np.zeros((1, 1, 8, 8), bool)
+    content[..., :6, :] = True
+    a = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+    b = a.at[:, 3].set(100.0)
+    np.testing.assert_allclose(
+        grouping_loss(a, target, content), grouping_loss(b, target, content), rtol=1e-5
+    )

@@ -96,3 +96,40 @@ def test_adamw_step_by_step():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-6), params, expected
     )
+
+
+def test_muon_steps_along_orthogonal_matrices_and_adam_takes_the_rest():
+    config = OptimConfig(
+        name="muon", lr=1e-3, muon_lr=4e-3, warmup=1, layer_decay=1.0, weight_decay=0.0
+    )
+    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
+    optimizer = make_optimizer(config, SMALL, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    kernel = updates["mask_decoder"]["iou_head"]["layer_0"]["kernel"]
+    # consistent RMS: 0.2 sqrt(16) times an orthogonal 16 x 16 matrix, times muon_lr, downhill
+    singular = np.linalg.svd(np.asarray(kernel) / (4e-3 * 0.2 * 4), compute_uv=False)
+    assert 0.6 < singular.min() and singular.max() < 1.3  # five Newton-Schulz steps come near 1
+    gradient = grads["mask_decoder"]["iou_head"]["layer_0"]["kernel"]
+    assert np.vdot(kernel, gradient) < 0
+    bias, bias_grad = (
+        updates["mask_decoder"]["upscale_bias1"],
+        grads["mask_decoder"]["upscale_bias1"],
+    )
+    assert np.all(np.sign(bias) == -np.sign(bias_grad))
+    np.testing.assert_allclose(np.abs(bias), 1.47e-3, rtol=0.01)  # Adam's first, with Nesterov
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_frozen_parts_stay(name):
+    config = OptimConfig(name=name, frozen=("image_encoder/patch_embed", "iou_token"), warmup=1)
+    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    grads = jax.tree.map(jnp.ones_like, params)
+    optimizer = make_optimizer(config, SMALL, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+
+    def check(path, u):
+        frozen = "patch_embed" in path or "iou_token" in path
+        assert bool((np.asarray(u) == 0).all()) == frozen, path
+
+    path_tree(updates, check)
