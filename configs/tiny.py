@@ -34,7 +34,7 @@ def config() -> TrainConfig:
             layer_decay=1.0,
             # It sums 768 pixels that are alike: at any rate that suits the rest it runs away, and
             # the encoder's output collapses (seen). Frequencies serve as they are.
-            frozen=("image_encoder/patch_embed",),
+            frozen=("image_encoder/patch_embed/*",),
             warmup=30,
             schedule="cosine",
             clip=1.0,

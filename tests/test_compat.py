@@ -11,7 +11,7 @@ import pytest
 
 from sam_jax import compat
 from sam_jax.checkpoint.load import save
-from sam_jax.models.config import CONFIGS
+from sam_jax.models.config import CONFIGS, VIT_B
 from tests.small import CONFIG, photo, small_sam, variables
 
 SIZES = {"landscape": (90, 170), "portrait": (201, 133), "tiny": (5, 7), "square": (64, 64)}
@@ -54,10 +54,26 @@ def prompts_for(hw, low: np.ndarray) -> dict[str, dict]:
 @pytest.mark.torch
 @pytest.mark.parametrize("size", SIZES)
 def test_predictor_gives_the_released_masks(pair, size):
-    reference, own = pair
+    compare_predictors(*pair, photo(SIZES[size]))
+
+
+@pytest.mark.torch
+@pytest.mark.slow
+def test_predictor_gives_the_released_masks_with_vit_b():
+    from sam_jax.checkpoint.names import from_torch
+    from tests.reference import build_reference, lively, stand_in_torchvision, state
+
+    stand_in_torchvision()
+    reference = lively(build_reference(VIT_B), 3)
+    own = compat.Sam(VIT_B, from_torch(state(reference), VIT_B))
+    for hw in ((450, 640), (640, 450), (20, 30)):
+        compare_predictors(reference, own, photo(hw))
+
+
+def compare_predictors(reference, own, image):
+    """Embedding, masks, scores and logits of both predictors for every kind of prompt."""
     from segment_anything import SamPredictor
 
-    image = photo(SIZES[size])
     theirs, ours = SamPredictor(reference), compat.SamPredictor(own)
     theirs.set_image(image)
     ours.set_image(image)

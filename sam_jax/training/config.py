@@ -65,7 +65,7 @@ class OptimConfig:
     """Rate of Muon's matrices, scaled as AdamW's updates are (RMS 0.2); scheduled like `lr`."""
     layer_decay: float = 0.8
     frozen: tuple[str, ...] = ()
-    """Parameters whose path contains one of these ("image_encoder/patch_embed") do not change."""
+    """Parameters whose path matches one of these patterns ("image_encoder/*") do not change."""
     warmup: int = 250
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[float, ...] = (60_000 / 90_000, 86_666 / 90_000)
@@ -74,6 +74,22 @@ class OptimConfig:
     """Gradient norm above which gradients are scaled down; 0: never (the paper is silent)."""
     ema: float = 0.0
     """Decay of the averaged weights that are saved at the end; 0: the last weights are."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters for fine-tuning (`sam_jax.training.lora`). Freeze what they adapt."""
+
+    rank: int = 0
+    """0: none."""
+    alpha: float = 16.0
+    """An adapter's product is scaled by alpha / rank."""
+    on: tuple[str, ...] = (
+        "image_encoder/*/attn/qkv/kernel",
+        "image_encoder/*/attn/proj/kernel",
+        "mask_decoder/transformer/*_proj/kernel",
+    )
+    """Patterns of the paths of the matrices that get one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +102,7 @@ class TrainConfig:
     loss: LossConfig = LossConfig()
     prompts: PromptConfig = PromptConfig()
     optim: OptimConfig = OptimConfig()
+    lora: LoraConfig = LoraConfig()
     data_root: str = "data"
     """The folder that the sources' paths are relative to."""
     photos: tuple[tuple[str, float], ...] = ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,22 @@ def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
     return len(shape) >= 2 and path.endswith("kernel")
 
 
+def is_frozen(path: str, config: OptimConfig) -> bool:
+    """Whether a pattern of `config.frozen` matches the whole path (`*` crosses slashes)."""
+    return any(fnmatchcase(path, pattern) for pattern in config.frozen)
+
+
+def _check_patterns(patterns: tuple[str, ...], params) -> None:
+    paths: list[str] = []
+    path_tree(params, lambda path, p: paths.append(path))
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise ValueError(
+                f"optim.frozen: expected patterns of parameters' paths, such as "
+                f"'image_encoder/*', got {pattern!r}, which matches none"
+            )
+
+
 def path_tree(params, rule):
     """`rule(path "a/b/c", leaf)` for every leaf of the parameters."""
     return jax.tree_util.tree_map_with_path(
@@ -89,9 +106,8 @@ def make_optimizer(
         return optimizer
 
     def labels(params):
-        return path_tree(
-            params, lambda path, p: "frozen" if any(f in path for f in config.frozen) else "free"
-        )
+        _check_patterns(config.frozen, params)
+        return path_tree(params, lambda path, p: "frozen" if is_frozen(path, config) else "free")
 
     return optax.multi_transform({"free": optimizer, "frozen": optax.set_to_zero()}, labels)
 

@@ -122,7 +122,7 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_takes_the_rest():
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_frozen_parts_stay(name):
-    config = OptimConfig(name=name, frozen=("image_encoder/patch_embed", "iou_token"), warmup=1)
+    config = OptimConfig(name=name, frozen=("image_encoder/patch_embed/*", "*/iou_token"), warmup=1)
     params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
     grads = jax.tree.map(jnp.ones_like, params)
     optimizer = make_optimizer(config, SMALL, 10)
@@ -133,3 +133,9 @@ def test_frozen_parts_stay(name):
         assert bool((np.asarray(u) == 0).all()) == frozen, path
 
     path_tree(updates, check)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    with pytest.raises(ValueError, match=r"optim.frozen: .*'image_encodr/\*'"):
+        make_optimizer(OptimConfig(frozen=("image_encodr/*",)), SMALL, 10).init(params)
