@@ -18,9 +18,8 @@ def config() -> TrainConfig:
         stages=(
             # Large masks first: easier to find than small ones while nothing is known.
             Stage(600, 256, 12, 8, 0, 0, min_mask_pixels=250, scale_range=(0.8, 1.6)),
-            Stage(2600, 256, 12, 6, 1, 0, min_mask_pixels=100, scale_range=(0.7, 1.6)),
-            Stage(700, 256, 12, 5, 3, 0, min_mask_pixels=60, scale_range=(0.7, 1.6)),
-            Stage(900, 512, 4, 5, 2, 0, min_mask_pixels=100, scale_range=(0.7, 1.6)),
+            Stage(2140, 256, 12, 6, 1, 0, min_mask_pixels=100, scale_range=(0.7, 1.6)),
+            Stage(1400, 512, 5, 6, 2, 0, min_mask_pixels=36, scale_range=(0.6, 1.5)),
         ),
         loss=LossConfig(focal_weight=5.0, iou_on_all=True, grouping_weight=0.3),
         prompts=PromptConfig(mask_gradient=False, remat=False),
@@ -49,7 +48,7 @@ def config() -> TrainConfig:
         ),
         cut_paste=1.0,
         scenes=1.4,
-        mask_area_power=0.3,
+        mask_area_power=0.1,
         log_every=20,
         save_every=100,
     )
