@@ -112,7 +112,7 @@ def _section(kind: str, source: Source, findings: Findings) -> str:
 
 
 def _figure(source: Source, index: int, marked: list[int], detail: str) -> str:
-    """A record with its masks, or only those that are marked, which get a ring."""
+    """A record with its masks, or only those that are marked."""
     try:
         record = source[index]
         picture = draw_record(record, marked)
@@ -133,7 +133,7 @@ def draw_record(record: Record, marked: list[int]) -> Image.Image:
 
     Args:
       record: image uint8 [H, W, 3] and rles.
-      marked: numbers of the masks to draw, with a ring around each; [] draws all, without rings.
+      marked: numbers of the masks to draw, with a ring around small ones; [] draws all alike.
 
     Raises:
       ValueError: a mask is damaged.
@@ -155,6 +155,6 @@ def draw_record(record: Record, marked: list[int]) -> Image.Image:
             x, y = (x + width / 2) * scale, (y + height / 2) * scale
             radius = max(10.0, 0.75 * scale * max(width, height))
             ring = [x - radius, y - radius, x + radius, y + radius]
-            if width:
+            if width and radius < SIDE / 4:  # larger ones are seen without
                 draw.ellipse(ring, outline=(255, 0, 60), width=2)
     return picture

@@ -219,4 +219,8 @@ def test_masks_are_drawn_where_they_are():
     lit = picture.max(2) > 60
     assert lit[56:157, 243:].all() and not lit[:50].any() and not lit[:, :236].any()
     ringed = np.asarray(draw_record(record, [0]))
-    assert (ringed != picture).any() and (np.asarray(draw_record(record, [1])) == 0).all()
+    assert (ringed == picture).all() and (np.asarray(draw_record(record, [1])) == 0).all()
+    mask[:, :860] = False
+    record["rles"][0] = rle.encode(mask)
+    ringed = np.asarray(draw_record(record, [0]))
+    assert (ringed != np.asarray(draw_record(record, []))).any()
