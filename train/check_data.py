@@ -146,7 +146,7 @@ def summary(findings: Findings) -> str:
 def _bars(names: list[str], counts: np.ndarray) -> list[str]:
     most = max(1, int(counts.max()))
     return [
-        f"  {name:>12}  {count:>9,}  {'#' * -(-40 * int(count) // most)}"
+        f"  {name:>12}  {count:>9,}  {'#' * -(-40 * int(count) // most)}".rstrip()
         for name, count in zip(names, counts, strict=True)
     ]
 
