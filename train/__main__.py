@@ -17,15 +17,12 @@ import orbax.checkpoint as ocp
 import tyro
 
 from sam_jax.checkpoint.load import Sam, load, save
-from sam_jax.data.images import find_images
-from sam_jax.data.pipeline import PipelineConfig, batches
-from sam_jax.data.scenes import CutPaste, ProceduralScenes
-from sam_jax.data.sources import Sa1bFolder
 from sam_jax.models import sam as sam_model
 from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.scratch import structured_start
 from sam_jax.training.step import TrainState, init_state, make_step
+from train.data import stage_batches
 
 
 def read_config(argv: list[str]) -> TrainConfig:
@@ -43,48 +40,6 @@ def read_config(argv: list[str]) -> TrainConfig:
     if not callable(found.get("config")):
         raise ValueError(f"--config: {argv[1]} has no function config() -> TrainConfig")
     return tyro.cli(TrainConfig, default=found["config"](), args=argv[2:], prog="python -m train")
-
-
-def read_sources(config: TrainConfig, size: int) -> list:
-    """The (source, weight) pairs of a run. `data_root` "none" leaves the photographs out."""
-    sources, textures = [], []
-    if config.data_root != "none":
-        for folder, weight in config.photos:
-            path = Path(config.data_root) / folder
-            if not path.is_dir():
-                raise ValueError(
-                    f"data_root: expected a folder {path} of photographs in SA-1B form, found "
-                    "none; give --data-root DIR, or --data-root none to train without photographs"
-                )
-            sources.append((Sa1bFolder(path), weight))
-            textures = textures or find_images(path)
-    if config.cut_paste and sources:
-        share = config.cut_paste / sum(weight for _, weight in sources)
-        sources += [
-            (CutPaste(source, size=size, seed=config.seed + i), share * weight)
-            for i, (source, weight) in enumerate(list(sources))
-        ]
-    if config.scenes:
-        scenes = ProceduralScenes(size=size, seed=config.seed, texture_photos=textures)
-        sources.append((scenes, config.scenes))
-    return sources
-
-
-def stage_batches(config: TrainConfig, number: int, start: int):
-    """The endless batches of a stage from its step `start` on."""
-    stage = config.stages[number]
-    pipeline = PipelineConfig(
-        image_size=stage.image_size,
-        mask_size=stage.image_size // 4,
-        max_masks=stage.max_masks,
-        min_mask_pixels=stage.min_mask_pixels,
-        area_power=config.mask_area_power,
-        scale_range=stage.scale_range,
-        batch_size=stage.batch_size,
-        **({} if config.augment else {"flip": False, "colour_jitter": 0.0}),
-    )
-    sources = read_sources(config, stage.image_size)
-    return batches(sources, pipeline, seed=config.seed + 1000 * number, start_step=start)
 
 
 def initial_variables(config: TrainConfig) -> dict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,11 @@ class ImageError(ValueError):
 
 
 def read_image(
-    source: str | os.PathLike | Image.Image | np.ndarray,
+    source: str | os.PathLike | bytes | Image.Image | np.ndarray,
     *,
     at_least: int | None = None,
     apply_orientation: bool = True,
+    name: str = "the picture",
 ) -> np.ndarray:
     """Reads a picture as 8-bit RGB.
 
@@ -33,11 +35,12 @@ def read_image(
     it.) Of an animation the first frame is read.
 
     Args:
-      source: a path, a PIL image, or an array: uint8 [H, W], [H, W, 1], [H, W, 3] RGB or
-        [H, W, 4] RGBA.
+      source: a path, the bytes of a file, a PIL image, or an array: uint8 [H, W], [H, W, 1],
+        [H, W, 3] RGB or [H, W, 4] RGBA.
       at_least: JPEG files only: lets the decoder shrink by 2, 4 or 8 (much faster) as long as
         the longest side keeps at least this many pixels. None reads every pixel.
       apply_orientation: False leaves the pixels as they are stored.
+      name: what errors call a picture that is given as bytes.
 
     Returns:
       uint8 [H, W, 3], C-contiguous, never sharing memory with a PIL image.
@@ -50,6 +53,8 @@ def read_image(
         return _from_array(source)
     if isinstance(source, Image.Image):
         return _from_pil(source, "the PIL image", apply_orientation)
+    if isinstance(source, bytes):
+        return _from_file(io.BytesIO(source), name, at_least, apply_orientation)
     if not isinstance(source, str | os.PathLike):
         raise ImageError(
             "source must be a path, a PIL image or a uint8 numpy array, "
@@ -85,26 +90,32 @@ def _from_path(path: Path, at_least: int | None, apply_orientation: bool) -> np.
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size == 0:
         raise ImageError(f"{path} is empty (0 bytes)")
+    return _from_file(path, str(path), at_least, apply_orientation)
+
+
+def _from_file(
+    file: Path | io.BytesIO, name: str, at_least: int | None, apply_orientation: bool
+) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             if at_least is not None:
                 _draft(image, at_least)
             image.load()
-            return _from_pil(image, str(path), apply_orientation)
+            return _from_pil(image, name, apply_orientation)
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError(f"{path} is not a picture in a format that Pillow reads") from None
+        raise ImageError(f"{name} is not a picture in a format that Pillow reads") from None
     except Image.DecompressionBombError:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise ImageError(
-            f"{path} has more than {limit} pixels and may be a decompression bomb; if you trust "
+            f"{name} has more than {limit} pixels and may be a decompression bomb; if you trust "
             "it, raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from None
     except PermissionError:
-        raise ImageError(f"{path} may not be read: permission denied") from None
+        raise ImageError(f"{name} may not be read: permission denied") from None
     except Exception as error:  # decoders of damaged files raise almost anything
-        raise ImageError(f"{path} is truncated or damaged: {error}") from error
+        raise ImageError(f"{name} is truncated or damaged: {error}") from error
 
 
 def _draft(image: Image.Image, at_least: int) -> None:

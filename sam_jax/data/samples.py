@@ -7,7 +7,9 @@ images: it is fast and releases the interpreter lock, so that threads are enough
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -209,33 +211,85 @@ def _draw_masks(
             or min(bottom, y1) <= max(top, y0)
         ):
             continue
-        framed = _frame_mask(mask, view, config.image_size)
-        hard = framed.point(_IS_SET)
+        part, x, y = _frame_mask(mask, view)
+        hard = part.point(_IS_SET)
         pixels = hard.histogram()[255]
         if not max(1, config.min_mask_pixels) <= pixels <= most:
             continue
         left, top, right, bottom = hard.getbbox()
-        coverage = np.asarray(framed.reduce(config.image_size // config.mask_size))
-        drawn.append((coverage, (left, top, right - 1, bottom - 1)))
+        box = (x + left, y + top, x + right - 1, y + bottom - 1)
+        drawn.append((_coverage(part, x, y, config), box))
         if len(drawn) == config.max_masks:
             break
     return drawn
 
 
-def _frame_mask(mask: _Mask, view: _View, size: int) -> Image.Image:
-    """The mask in the model frame, 0..255."""
-    height, width = mask.hw
+def _frame_mask(mask: _Mask, view: _View) -> tuple[Image.Image, int, int]:
+    """The mask in the model frame, 0..255: only the part around it, and that part's x and y.
+
+    Most masks are small: working on the whole frame would cost several times as much.
+    """
+    left, top, right, bottom = mask.bounds
+    rows = _span(mask.hw[0], view.box[1], view.box[3], view.hw[0], top, bottom)
+    columns = _span(mask.hw[1], view.box[0], view.box[2], view.hw[1], left, right)
+    turned = Image.fromarray(_decode_part(mask, rows.taken, columns.taken))
+    box = (rows.box[0], columns.box[0], rows.box[1], columns.box[1])  # transposed
+    size = (rows.drawn[1] - rows.drawn[0], columns.drawn[1] - columns.drawn[0])
+    part = turned.resize(size, Image.Resampling.BILINEAR, box=_inside(box, turned))
+    part = part.transpose(Image.Transpose.TRANSPOSE)
+    x = view.hw[1] - columns.drawn[1] if view.mirror_x else columns.drawn[0]
+    y = view.hw[0] - rows.drawn[1] if view.mirror_y else rows.drawn[0]
+    return _mirrored(part, view), x, y
+
+
+class _Span(NamedTuple):
+    """One axis of the part around a mask.
+
+    drawn: first pixel of the frame, and the one after the last. taken: likewise the pixels of the
+    mask that they are made from. box: where in `taken` the drawn pixels begin and end.
+    """
+
+    drawn: tuple[int, int]
+    taken: tuple[int, int]
+    box: tuple[float, float]
+
+
+def _span(length: int, start: float, end: float, pixels: int, low: float, high: float) -> _Span:
+    """The span of a mask from `low` to `high` where `start` to `end` becomes `pixels` pixels.
+
+    All but `length`, the mask's pixels, and `pixels` are in 0..1 of the picture.
+    """
+    scale = pixels / ((end - start) * length)  # pixels of the frame for one of the mask
+    reach = math.ceil(max(1.0, scale)) + 1  # of the bilinear filter, in pixels of the frame
+    first = max(0, math.floor((low - start) * length * scale) - reach)
+    last = min(pixels, math.ceil((high - start) * length * scale) + reach)
+    begin, stop = (start * length + at / scale for at in (first, last))
+    more = math.ceil(max(1.0, 1 / scale)) + 1  # likewise in pixels of the mask
+    taken = (max(0, math.floor(begin) - more), min(length, math.ceil(stop) + more))
+    return _Span((first, last), taken, (begin - taken[0], stop - taken[0]))
+
+
+def _decode_part(mask: _Mask, rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:
+    """uint8 [columns, rows] of the mask, 0 or 255: transposed, as the runs are."""
+    height = mask.hw[0]
+    ends = np.cumsum(mask.counts)
+    inside = np.clip(ends, columns[0] * height, columns[1] * height)
     values = np.zeros(len(mask.counts), np.uint8)
     values[1::2] = 255
-    flat = np.repeat(values, mask.counts)
-    # Column-major runs are the rows of the transposed picture, so that is what is resized.
-    turned = Image.frombuffer("L", (height, width), flat, "raw", "L", 0, 1)
-    x0, y0, x1, y1 = view.box
-    box = (y0 * height, x0 * width, y1 * height, x1 * width)
-    part = _resize(turned, box, (view.hw[0], view.hw[1])).transpose(Image.Transpose.TRANSPOSE)
-    framed = Image.new("L", (size, size))
-    framed.paste(_mirrored(part, view))
-    return framed
+    flat = np.repeat(values, np.diff(inside, prepend=columns[0] * height))
+    return np.ascontiguousarray(flat.reshape(-1, height)[:, rows[0] : rows[1]])
+
+
+def _coverage(part: Image.Image, x: int, y: int, config: PipelineConfig) -> np.ndarray:
+    """uint8 [M, M]: the mean of each cell of the frame, with `part` at (x, y) and 0 around it."""
+    step = config.image_size // config.mask_size
+    left, top = x // step, y // step
+    right, bottom = -(-(x + part.width) // step), -(-(y + part.height) // step)
+    aligned = Image.new("L", ((right - left) * step, (bottom - top) * step))
+    aligned.paste(part, (x - left * step, y - top * step))
+    coverage = np.zeros((config.mask_size, config.mask_size), np.uint8)
+    coverage[top:bottom, left:right] = np.asarray(aligned.reduce(step))
+    return coverage
 
 
 def _draw_image(
@@ -253,8 +307,13 @@ def _draw_image(
 
 def _resize(image: Image.Image, box: tuple, size: tuple[int, int]) -> Image.Image:
     """Bilinear with antialiasing, as the released code resizes; gaps of 3 are reduced first."""
-    box = (max(0.0, box[0]), max(0.0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
+    box = _inside(box, image)
     return image.resize(size, Image.Resampling.BILINEAR, box=box, reducing_gap=3.0)
+
+
+def _inside(box: tuple, image: Image.Image) -> tuple[float, float, float, float]:
+    """The box without what rounding has put outside the image, which Pillow refuses."""
+    return (max(0.0, box[0]), max(0.0, box[1]), min(image.width, box[2]), min(image.height, box[3]))
 
 
 def _mirrored(image: Image.Image, view: _View) -> Image.Image:

@@ -106,7 +106,7 @@ class TrainConfig:
     data_root: str = "data"
     """The folder that the sources' paths are relative to."""
     photos: tuple[tuple[str, float], ...] = ()
-    """Folders in SA-1B form under `data_root`, each with its weight."""
+    """Data under `data_root`, each with its weight; `sam_jax.data.open_source` lists the forms."""
     cut_paste: float = 0.0
     """Weight of composites: masked objects of the photo folders pasted onto other photos."""
     scenes: float = 0.0
@@ -114,7 +114,7 @@ class TrainConfig:
     mask_area_power: float = 0.0
     """An image's masks are drawn with odds of area ** this; 0: all alike, as in the paper."""
     augment: bool = True
-    """Flips and colour jitter (the paper uses none on SA-1B)."""
+    """Flips and changes of colour (the paper uses none on SA-1B)."""
     init_from: str = ""
     """A model's name or file to start from; empty: fresh weights."""
     structured_start: bool = False

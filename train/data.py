@@ -1,0 +1,106 @@
+"""What a run trains on: the config's data as sources, and the batches of a stage."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sam_jax.data.open_source import open_source
+from sam_jax.data.pipeline import PipelineConfig, batches
+from sam_jax.data.scenes import CutPaste, ProceduralScenes
+from sam_jax.data.sources import RecordError, Source
+from sam_jax.training.config import TrainConfig
+
+TEXTURES = 128
+"""Photographs at most that lend their surfaces to the procedural scenes; they stay in memory."""
+
+
+_UNCHANGED = {
+    "flip": False,
+    "colour_jitter": 0.0,
+    "grey_probability": 0.0,
+    "invert_probability": 0.0,
+}
+
+
+def read_sources(
+    config: TrainConfig, size: int, at_least: int | None = None
+) -> list[tuple[Source, float]]:
+    """The (source, weight) pairs of a run. `data_root` "none" leaves the photographs out.
+
+    Args:
+      config: the run's.
+      size: side of the composites and scenes, pixels.
+      at_least: JPEGs are decoded smaller as long as their longest side keeps this many pixels;
+        None: not.
+
+    Raises:
+      ValueError: `config.photos` names something that is not there or cannot be read.
+    """
+    sources: list[tuple[Source, float]] = []
+    textures: list[np.ndarray] = []
+    if config.data_root != "none":
+        for name, weight in config.photos:
+            path = name if "://" in name else Path(config.data_root) / name
+            try:
+                sources.append((open_source(path, at_least=at_least), weight))
+            except ValueError as error:
+                raise ValueError(
+                    f"data_root, photos: {error}\n(give --data-root DIR, or --data-root none to "
+                    "train without photographs)"
+                ) from error
+        if config.scenes and sources:
+            textures = texture_photos(sources[0][0])
+    if config.cut_paste and sources:
+        share = config.cut_paste / sum(weight for _, weight in sources)
+        sources += [
+            (CutPaste(source, size=size, seed=config.seed + i), share * weight)
+            for i, (source, weight) in enumerate(list(sources))
+        ]
+    if config.scenes:
+        scenes = ProceduralScenes(size=size, seed=config.seed, texture_photos=textures)
+        sources.append((scenes, config.scenes))
+    return sources
+
+
+def texture_photos(source: Source) -> list[np.ndarray]:
+    """Up to TEXTURES photographs, uint8 [H, W, 3] each, from all over a source."""
+    photos = []
+    count = min(len(source), TEXTURES)
+    for index in np.linspace(0, len(source) - 1, count).round().astype(int):
+        try:
+            photos.append(source[int(index)]["image"])
+        except RecordError:  # it is named and counted where it is trained on
+            continue
+    return photos
+
+
+def stage_batches(config: TrainConfig, number: int, start: int, **options: Any) -> Any:
+    """The endless batches of a stage from its step `start` on.
+
+    Args:
+      config: the run's.
+      number: of the stage, from 0.
+      start: the first step within the stage.
+      **options: for `sam_jax.data.pipeline.batches`: process_index, process_count, threads,
+        prefetch, skipped.
+    """
+    stage = config.stages[number]
+    pipeline = PipelineConfig(
+        image_size=stage.image_size,
+        mask_size=stage.image_size // 4,
+        max_masks=stage.max_masks,
+        min_mask_pixels=stage.min_mask_pixels,
+        area_power=config.mask_area_power,
+        scale_range=stage.scale_range,
+        batch_size=stage.batch_size,
+        **({} if config.augment else _UNCHANGED),
+    )
+    # No pixel of the frame is made from less than one of the photo's.
+    at_least = math.ceil(stage.image_size * max(1.0, stage.scale_range[1]))
+    sources = read_sources(config, stage.image_size, at_least)
+    seed = config.seed + 1000 * number
+    return batches(sources, pipeline, seed=seed, start_step=start, **options)
