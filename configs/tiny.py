@@ -3,7 +3,7 @@
     python -m train --config configs/tiny.py --data-root DIR
 
 Photographs with masks (see sam_jax/assets/TINY.md), composites of their objects, and procedural
-scenes. Seen on two busy CPU cores: 1.1 to 1.7 s a step at 256 px, about 3 s at 512 px.
+scenes. Seen on two busy CPU cores: 0.8 to 1.2 s a step at 256 px, 2.0 to 2.5 s at 512 px.
 """
 
 from sam_jax.models.config import TINY
@@ -11,7 +11,7 @@ from sam_jax.training.config import LossConfig, OptimConfig, PromptConfig, Stage
 
 
 def config() -> TrainConfig:
-    """The recipe for the next bundled model; the present one is from an earlier, worse one."""
+    """The bundled model's recipe."""
     return TrainConfig(
         name="tiny",
         model=TINY.replace(drop_path=0.05),
