@@ -19,6 +19,7 @@ import tyro
 from sam_jax.checkpoint.load import Sam, load, save
 from sam_jax.models import sam as sam_model
 from sam_jax.training.config import Stage, TrainConfig
+from sam_jax.training.lora import add_adapters, merged
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.scratch import structured_start
 from sam_jax.training.step import TrainState, init_state, make_step
@@ -125,7 +126,11 @@ def run(config: TrainConfig) -> int:
     folder = Path(config.workdir, config.name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)
-    state = init_state(initial_variables(config), optimizer, bool(config.optim.ema))
+    variables = initial_variables(config)
+    if config.lora.rank:
+        key = jax.random.key(config.seed + 2)
+        variables |= {"params": add_adapters(variables["params"], config.lora, key)}
+    state = init_state(variables, optimizer, bool(config.optim.ema))
     manager = ocp.CheckpointManager(
         folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
     )
@@ -149,7 +154,8 @@ def run(config: TrainConfig) -> int:
     if stop.asked:
         print(f"stopped at step {int(state.step)}; the same command goes on from there")
         return 130
-    variables = {"params": state.ema or state.params, "buffers": state.buffers}
+    params = merged(state.ema or state.params, config.lora)
+    variables = {"params": params, "buffers": state.buffers}
     plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False)
     result = Sam(sam_model.SamModel(plain), jax.device_get(variables), plain, config.name)
     save(result, folder / "model.safetensors")

@@ -13,6 +13,7 @@ from sam_jax.models.sam import SamModel, normalise
 from sam_jax.ops.resize import resize_hw
 from sam_jax.training import prompts as simulator
 from sam_jax.training.config import Stage, TrainConfig
+from sam_jax.training.lora import merged
 from sam_jax.training.losses import grouping_loss, prompt_losses
 from sam_jax.training.optim import average
 
@@ -104,7 +105,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
 def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig, stage: Stage):
     """Scalar loss and metrics: summed over rounds, averaged over the masks that are there."""
     drop_key, prompt_key = jax.random.split(key)
-    variables = {"params": params, "buffers": buffers}
+    variables = {"params": merged(params, config.lora), "buffers": buffers}
     batch = dict(batch, masks=batch["masks"].astype(jnp.float32) / 255)
     images = normalise(batch["image"], batch["image_hw"])
     embedding = model.apply(variables, images, True, method="encode", rngs={"drop_path": drop_key})

@@ -9,7 +9,15 @@ import pytest
 
 from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import SamModel, init
-from sam_jax.training.config import LossConfig, OptimConfig, PromptConfig, Stage, TrainConfig
+from sam_jax.training.config import (
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    PromptConfig,
+    Stage,
+    TrainConfig,
+)
+from sam_jax.training.lora import add_adapters
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.step import batch_loss, first_prompts, init_state, make_step
 
@@ -88,6 +96,26 @@ def test_a_few_steps_learn_one_batch(variables):
     assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:5]), losses
     different = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, state.ema)
     assert 0 < max(jax.tree.leaves(different)) < 0.2
+
+
+def test_adapters_learn_while_the_rest_is_frozen(variables):
+    lora = LoraConfig(rank=2)
+    frozen = tuple(f"{part}/*" for part in variables["params"])
+    config = dataclasses.replace(
+        CONFIG, lora=lora, optim=dataclasses.replace(CONFIG.optim, frozen=frozen)
+    )
+    params = add_adapters(variables["params"], lora, jax.random.key(3))
+    optimizer = make_optimizer(config.optim, SMALL, 100)
+    start = jax.tree.map(jnp.copy, variables | {"params": params})
+    state = init_state(start, optimizer, True)
+    step, batch = make_step(config, STAGE, optimizer), make_batch()
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, batch, jax.random.key(1))
+        losses.append(float(metrics["total"]))
+    assert np.mean(losses[-5:]) < 0.97 * np.mean(losses[:5]), losses
+    for part in variables["params"]:
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], params[part])
 
 
 def test_the_buffer_is_not_trained(variables):
