@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 DEMO_PHOTO = "photo.jpg"
-DEMO_PROMPTS: list[dict] = [{"box": [70, 20, 485, 390]}]
+DEMO_PROMPTS: list[dict] = [{"box": [168, 20, 412, 210]}, {"box": [318, 190, 410, 328]}]
 """What is segmented of the bundled photo, in its pixels, when no photo and no prompt is given."""
 
 THRESHOLDS = ((0.88, 0.95), (0.5, 0.8))
