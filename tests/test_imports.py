@@ -21,6 +21,7 @@ ROOMS = {
     "evaluation": {"inference", "checkpoint", "models", "ops", "data"},
     "engine": {"inference", "checkpoint", "models", "ops", "data"},
 }
+LEAVES = {"storage"}  # modules beside the rooms that import nothing of the package
 EXTRAS = {
     "optax": {"training"},
     "grain": {"data"},
@@ -60,13 +61,19 @@ def test_a_room_imports_only_what_lies_below(path):
         assert head not in ("train", "convert", "configs", "tests"), f"{path} imports {name}"
         if head in EXTRAS:
             assert room in EXTRAS[head], f"{path} imports {name}"
-        if head != "sam_jax" or room is None or not rest or rest[0] == room:
+        if head != "sam_jax" or room is None or not rest or rest[0] in {room, *LEAVES}:
             continue
         allowed = any(
             ".".join(rest[: len(a.split("."))]) == a or a.startswith(f"{'.'.join(rest)}.")
             for a in ROOMS[room]
         )
         assert allowed, f"{room} must not import {name} ({path})"
+
+
+@pytest.mark.parametrize("name", sorted(LEAVES))
+def test_a_leaf_imports_nothing_of_the_package(name):
+    names = imported(ROOT / "sam_jax" / f"{name}.py")
+    assert not [n for n in names if n.split(".")[0] == "sam_jax"]
 
 
 def test_every_room_has_a_rule():

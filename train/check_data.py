@@ -14,7 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import numpy as np
 
 from sam_jax.data.open_source import FORMS, open_source
 from sam_jax.data.sources import Source
+from sam_jax.storage import replacing
 from train.data_problems import (
     KEPT,
     KINDS,
@@ -151,6 +152,16 @@ def _bars(names: list[str], counts: np.ndarray) -> list[str]:
     ]
 
 
+@contextmanager
+def _table(path: str | None) -> Iterator[Any]:
+    """The table's file, open for writing, or None; it is there when the block has ended well."""
+    if not path:
+        yield None
+        return
+    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
+        yield file
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command: 0 nothing is wrong, 1 problems, 2 wrong arguments, 130 stopped by Ctrl-C."""
     args = read_arguments(argv)
@@ -162,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     count = min(args.images or len(source), len(source))
     indices = np.linspace(0, len(source) - 1, count).round().astype(int)
     print(f"{source!r}: {len(source):,} records" + f", {count:,} of them read" * bool(args.images))
-    with open(args.csv, "w", newline="") if args.csv else nullcontext() as csv_file:
+    with _table(args.csv) as csv_file:
         findings, finished = check(source, indices, args.threads, csv_file)
     print(summary(findings))
     if not finished:

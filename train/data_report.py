@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import itertools
-import os
-import tempfile
 from html import escape
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from PIL import Image, ImageDraw
 from sam_jax.data.sources import Record, RecordError, Source
 from sam_jax.inference import overlay
 from sam_jax.ops import rle as rle_ops
+from sam_jax.storage import replacing
 from train.data_problems import KINDS, PER_IMAGE, SIZE_EDGES, Findings, Problem
 
 SIDE = 480  # of the pictures on the page, pixels at most
@@ -67,19 +66,8 @@ def write_report(
     chosen = np.linspace(0, len(indices) - 1, min(samples, len(indices))).round().astype(int)
     pictures = [_figure(source, int(index), [], "") for index in indices[chosen]]
     parts += ["<h2>A sample</h2>", f"<div class=pictures>{''.join(pictures)}</div>"]
-    _write(out, "\n".join(parts))
-
-
-def _write(out: Path, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=out.absolute().parent, prefix=".", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, out)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(out) as temporary:
+        temporary.write_text("\n".join(parts), encoding="utf-8")
 
 
 def _bars(names: list[str], counts: np.ndarray) -> str:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from sam_jax.checkpoint.strict import CheckpointError
+from sam_jax.storage import cache_folder
 
-CACHE_VARIABLE = "SAM_JAX_CACHE"
 CHUNK = 1 << 20
 TIMEOUT = 30.0
 
@@ -46,11 +46,6 @@ RELEASED = {
     ),
 }
 """The addresses are those of the released code's README."""
-
-
-def cache_folder() -> Path:
-    """Where fetched files are kept: $SAM_JAX_CACHE, or ~/.cache/sam_jax."""
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "sam_jax")
 
 
 def released_file(name: str) -> Path:

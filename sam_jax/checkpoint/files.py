@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import names
-from sam_jax.checkpoint.atomic import replacing
 from sam_jax.checkpoint.huggingface import decoder_heads
 from sam_jax.checkpoint.infer import infer_config, infer_own, same_shapes, sane
 from sam_jax.checkpoint.pth import read_pth
 from sam_jax.checkpoint.strict import CheckpointError, check
 from sam_jax.models.config import SamConfig
+from sam_jax.storage import replacing
 
 FORMAT_VERSION = 1
 METADATA = "sam_jax"

@@ -12,10 +12,10 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import names
-from sam_jax.checkpoint.atomic import replacing
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
+from sam_jax.storage import replacing
 
 
 def write_hf(path: str | os.PathLike, variables: Mapping, config: SamConfig) -> None:

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.checkpoint import files, huggingface, names
-from sam_jax.checkpoint.fetch import RELEASED, cache_folder, released_file
+from sam_jax.checkpoint.fetch import RELEASED, released_file
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.models.config import CONFIGS, SamConfig
 from sam_jax.models.sam import SamModel
+from sam_jax.storage import cache_folder
 
 ASSETS = Path(__file__).parent.parent / "assets"
 BUNDLED = ("tiny",)

@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 
 from sam_jax.checkpoint import pickles
-from sam_jax.checkpoint.atomic import replacing
 from sam_jax.checkpoint.strict import CheckpointError
+from sam_jax.storage import replacing
 
 MAX_PICKLE = 64 << 20
 """A description of tensors takes some 100 bytes each; one of more bytes than this is refused."""

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from sam_jax.data.sources import Record, RecordError, read_annotations, read_picture
+from sam_jax.storage import cache_folder, replacing
 
 _PICTURES = (".jpg", ".jpeg", ".png")
 _COMPRESSED = {
@@ -177,7 +177,7 @@ def _read_index(tar: Path, folder: Path | None) -> _Index:
         try:
             _save_index(place, index, stamp)
             break
-        except OSError:  # a folder that cannot be written costs time at the next start, no more
+        except (OSError, ValueError):  # a folder that can't be written costs time, no more
             continue
     return index
 
@@ -188,8 +188,7 @@ def _index_places(tar: Path, folder: Path | None) -> list[Path]:
     digest = hashlib.sha256(str(tar.resolve()).encode()).hexdigest()[:12]
     if folder is not None:
         return [folder / f"{digest}-{name}"]
-    cache = Path(os.environ.get("SAM_JAX_CACHE") or Path.home() / ".cache" / "sam_jax")
-    return [tar.with_name(name), cache / "tars" / f"{digest}-{name}"]
+    return [tar.with_name(name), cache_folder() / "tars" / f"{digest}-{name}"]
 
 
 def _load_index(place: Path, stamp: list[int]) -> _Index | None:
@@ -204,22 +203,14 @@ def _load_index(place: Path, stamp: list[int]) -> _Index | None:
 
 
 def _save_index(place: Path, index: _Index, stamp: list[int]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=place.parent, prefix=".", suffix=".npz")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                stamp=np.array(stamp, np.int64),
-                names=index.names,
-                spans=index.spans,
-                damage=np.array(json.dumps(index.damage)),
-            )
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, place)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(place) as temporary:
+        np.savez(
+            temporary,
+            stamp=np.array(stamp, np.int64),
+            names=index.names,
+            spans=index.spans,
+            damage=np.array(json.dumps(index.damage)),
+        )
 
 
 def _scan(tar: Path, size: int) -> _Index:

@@ -198,7 +198,7 @@ def print_row(name: str, rows: list[dict], header: bool) -> None:
 
 def write_rows(path: Path, tables: dict[Path, list[dict]]) -> None:
     """Writes a CSV row for each mask, whole or not at all."""
-    from sam_jax.checkpoint.atomic import replacing
+    from sam_jax.storage import replacing
 
     rows = [{"data": folder.name, **row} for folder, rows in tables.items() for row in rows]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -16,10 +16,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam_jax.checkpoint.fetch import cache_folder
 from sam_jax.models.config import SamConfig
 from sam_jax.models.prompt_encoder import EMPTY, Prompts
 from sam_jax.models.sam import SamModel, normalise
+from sam_jax.storage import cache_folder
 
 POINT_SLOTS = (8, 32, 128, 512)
 """Slots of a prompt: its points, the "not a point" token, the two corners of its box."""

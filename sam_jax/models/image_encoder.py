@@ -76,6 +76,8 @@ class Block(nn.Module):
         y = Attention(c, self.window or c.grid, name="attn")(y)
         if self.window:
             y = join_windows(y, hw)
+        # Without barriers XLA may compute the sum of all later branches' gradients anew in each
+        # of its readers (make_step in sam_jax.training.step).
         x = jax.lax.optimization_barrier(x + self._drop(y, train))
         y = norm(ENCODER_EPS, "norm2")(x).astype(c.dtype)
         y = gelu(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y))

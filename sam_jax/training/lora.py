@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) A B, with W frozen.
 
 Adapters live in the parameter tree under "lora", one {"a", "b"} for each kernel that they adapt,
-so that optimiser, checkpoints and sharding treat them as any other parameter.
+so that optimiser and checkpoints treat them as any other parameter.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """First weights for a small model that is trained from scratch, without a pretrained encoder.
 
-Drawn at random, a ViT spends most of a short run on finding out that neighbouring patches belong
-together. These weights say so from the start; nothing in them is learned from data.
+The encoder sees frequencies and looks at neighbours from the start; nothing in it is learned from
+data. Ours; the paper starts from MAE.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ def frequency_patches(width: int, side: int) -> np.ndarray:
     Columns are cosine basis functions (DCT-II) of luma and of two colour differences, each divided
     by the strength that photographs typically have at it (amplitudes fall with the frequency), so
     that every channel varies about equally.
+
+    Raises:
+      ValueError: a patch has fewer frequencies than the width needs.
     """
     cosines = np.cos(np.pi / side * (np.arange(side)[None] + 0.5) * np.arange(side)[:, None])
     cosines *= np.sqrt(2 / side)
@@ -33,6 +36,11 @@ def frequency_patches(width: int, side: int) -> np.ndarray:
     order = sorted((u * u + v * v, u, v) for u in range(side) for v in range(side))
     counts = [int(width * share) for share in _SHARE]
     counts[0] += width - sum(counts)
+    if counts[0] > side * side:
+        raise ValueError(
+            f"structured_start: expected a model of at most {side * side * 16 // 9} encoder channels "
+            f"for patches of {side} pixels, got {width}"
+        )
     columns = []
     for colour, strength, count in zip(_COLOURS, _STRENGTH, counts, strict=True):
         for squared, u, v in order[:count]:

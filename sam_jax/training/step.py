@@ -64,7 +64,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     target, side = batch["masks"], stage.image_size
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
-    del loss["grouping_weight"]
+    loss.pop("grouping_weight")  # of the embedding, not of a prompt
 
     def decode(prompts):
         return model.apply(

@@ -14,12 +14,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import files, huggingface
-from sam_jax.checkpoint.atomic import replacing
 from sam_jax.checkpoint.load import format_of, load, save
 from sam_jax.checkpoint.names import flatten, to_hf, to_torch
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.models.config import TINY, VIT_B
+from sam_jax.storage import replacing
 from tests.checkpoint.common import ODD, assert_same_bits, random_sam
 
 FORMATS = {"pth": "m.pth", "safetensors": "m.safetensors", "orbax": "m", "hf": "m-hf"}

@@ -99,7 +99,7 @@ def test_where_nothing_can_be_written_it_reads_all_the_same(tmp_path, monkeypatc
     (tmp_path / "file").write_text("")
     source = Sa1bTars(path, index_folder=tmp_path / "file")
     assert len(source) == 1
-    monkeypatch.setattr("sam_jax.data.tars.tempfile.mkstemp", _refuse)
+    monkeypatch.setattr("sam_jax.storage.tempfile.mkdtemp", _refuse)
     assert len(Sa1bTars(path)) == 1 and not (tmp_path / "a.tar.index.npz").exists()
 
 

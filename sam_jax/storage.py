@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there."""
+"""Where the package keeps files, and writing them so that they are whole or not there."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+CACHE_VARIABLE = "SAM_JAX_CACHE"
+
+
+def cache_folder() -> Path:
+    """Where fetched and compiled files are kept: $SAM_JAX_CACHE, or ~/.cache/sam_jax."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "sam_jax")
 
 
 @contextlib.contextmanager
