@@ -38,8 +38,8 @@ def frequency_patches(width: int, side: int) -> np.ndarray:
     counts[0] += width - sum(counts)
     if counts[0] > side * side:
         raise ValueError(
-            f"structured_start: expected a model of at most {side * side * 16 // 9} encoder channels "
-            f"for patches of {side} pixels, got {width}"
+            f"structured_start: expected a model of at most {side * side * 16 // 9} "
+            f"encoder channels for patches of {side} pixels, got {width}"
         )
     columns = []
     for colour, strength, count in zip(_COLOURS, _STRENGTH, counts, strict=True):
