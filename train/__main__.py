@@ -2,165 +2,168 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
-import runpy
-import signal
 import sys
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
-import tyro
+from etils import epath
 
-from sam_jax.checkpoint.load import Sam, load, save
+from sam_jax.checkpoint.load import Sam, save
 from sam_jax.models import sam as sam_model
-from sam_jax.training.config import Stage, TrainConfig
-from sam_jax.training.lora import add_adapters, merged
+from sam_jax.training.config import TrainConfig
+from sam_jax.training.lora import merged
 from sam_jax.training.optim import make_optimizer
-from sam_jax.training.scratch import structured_start
-from sam_jax.training.step import TrainState, init_state, make_step
+from sam_jax.training.sharding import global_batch, make_mesh, replicated
+from sam_jax.training.step import TrainState, make_step
+from train.checkpoints import Checkpoints
 from train.data import stage_batches
-
-
-def read_config(argv: list[str]) -> TrainConfig:
-    """The config that FILE's `config()` returns, with the fields changed that `argv` names."""
-    if argv in ([], ["-h"], ["--help"]):
-        raise SystemExit(
-            "usage: python -m train --config FILE [--field value ...]\n"
-            "       python -m train --config FILE --help    lists the fields"
-        )
-    if argv[0] != "--config" or len(argv) < 2:
-        raise ValueError("--config: expected first, with the path of a config file")
-    if not Path(argv[1]).is_file():
-        raise ValueError(f"--config: no such file: {argv[1]}")
-    found = runpy.run_path(argv[1])
-    if not callable(found.get("config")):
-        raise ValueError(f"--config: {argv[1]} has no function config() -> TrainConfig")
-    return tyro.cli(TrainConfig, default=found["config"](), args=argv[2:], prog="python -m train")
-
-
-def initial_variables(config: TrainConfig) -> dict:
-    """Fresh weights, or those of `init_from`."""
-    if not config.init_from:
-        key = jax.random.key(config.seed)
-        fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)
-        return structured_start(fresh, config.model) if config.structured_start else fresh
-    start = load(config.init_from)
-    if (
-        start.config.replace(
-            dtype=config.model.dtype,
-            drop_path=config.model.drop_path,
-            decoder_dropout=config.model.decoder_dropout,
-            remat=config.model.remat,
-        )
-        != config.model
-    ):
-        raise ValueError(f"init_from: {config.init_from} is not a model of this config's shape")
-    return start.params
-
-
-def locate(config: TrainConfig, step: int) -> tuple[int, int]:
-    """The stage that step belongs to, and the step within it."""
-    for number, stage in enumerate(config.stages):
-        if step < stage.steps:
-            return number, step
-        step -= stage.steps
-    return len(config.stages), step
-
-
-class Stop:
-    """Set by SIGTERM or the first Ctrl-C: the loop saves and ends after the step in flight."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number, frame) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
-
-
-def train_stage(config, number, state: TrainState, optimizer, manager, log, stop: Stop):
-    """Runs a stage from the state's step to its end, saving on the way."""
-    stage: Stage = config.stages[number]
-    before = sum(s.steps for s in config.stages[:number])
-    start = int(state.step) - before
-    run_step, data = make_step(config, stage, optimizer), stage_batches(config, number, start)
-    key, history, since = jax.random.key(config.seed + 1), [], time.time()
-    for step in range(before + start, before + stage.steps):
-        state, metrics = run_step(state, next(data), key)
-        history.append(metrics)
-        done = step + 1
-        if done % config.log_every == 0 or done == before + stage.steps or stop.asked:
-            row = {k: float(np.mean([jax.device_get(m[k]) for m in history])) for k in metrics}
-            row |= {"step": done, "seconds_per_step": (time.time() - since) / len(history)}
-            if not np.isfinite(row["loss"]):
-                raise FloatingPointError(
-                    f"optim.lr: the loss is {row['loss']} at step {done}; try a lower rate"
-                )
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            print(
-                f"step {done}/{config.total_steps}  loss {row['loss']:.3f}  dice {row['dice']:.3f}"
-                f"  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}"
-                f"  {row['seconds_per_step']:.2f} s/step",
-                flush=True,
-            )
-            history, since = [], time.time()
-        if done % config.save_every == 0 or stop.asked:
-            manager.save(done, args=ocp.args.StandardSave(state))
-        if stop.asked:
-            break
-    getattr(data, "close", lambda: None)()
-    return state
+from train.processes import Stop, is_chief, join
+from train.start import initial_state, read_config
 
 
 def run(config: TrainConfig) -> int:
     """Trains until the last stage's end, going on from the newest checkpoint in the workdir."""
+    # ---- devices
+    join(config.devices)
+    mesh = make_mesh(config.devices.fsdp)
+    say = print if is_chief() else lambda *_, **__: None
+
     # ---- state: a checkpoint of this run, else init_from, else fresh
-    folder = Path(config.workdir, config.name).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder, notes = run_folders(config)
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)
-    variables = initial_variables(config)
-    if config.lora.rank:
-        key = jax.random.key(config.seed + 2)
-        variables |= {"params": add_adapters(variables["params"], config.lora, key)}
-    state = init_state(variables, optimizer, bool(config.optim.ema))
-    manager = ocp.CheckpointManager(
-        folder / "checkpoints", options=ocp.CheckpointManagerOptions(max_to_keep=2)
-    )
-    if manager.latest_step() is not None:
-        state = manager.restore(manager.latest_step(), args=ocp.args.StandardRestore(state))
-        print(f"going on from step {int(state.step)} in {folder}")
+    state, shardings = initial_state(config, optimizer, mesh)
+    checkpoints = Checkpoints(folder / "checkpoints", config)
+    newest = checkpoints.newest()
+    if newest is not None:
+        state = checkpoints.restore(newest, state, shardings)
+        say(f"going on from step {newest} in {folder}")
 
     # ---- the loop
-    stop = Stop()
-    with open(folder / "metrics.jsonl", "a") as log:
-        while not stop.asked and locate(config, int(state.step))[0] < len(config.stages):
-            number, _ = locate(config, int(state.step))
-            stage = config.stages[number]
-            print(f"stage {number + 1}/{len(config.stages)}: {stage}")
-            state = train_stage(config, number, state, optimizer, manager, log, stop)
+    stop, done = Stop(), newest or 0
+    log = open_log(notes, done) if is_chief() else None
+    ends = list(itertools.accumulate(stage.steps for stage in config.stages))
+    for number, end in enumerate(ends):
+        if done >= end or stop.asked(done):
+            continue
+        say(f"stage {number + 1}/{len(ends)}: {config.stages[number]}")
+        stage_run = StageRun(config, number, end, optimizer, shardings)
+        state, done = stage_run(state, done, checkpoints, log, stop)
 
     # ---- the end: weights that sam_jax.load reads
-    if int(state.step) not in manager.all_steps():
-        manager.save(int(state.step), args=ocp.args.StandardSave(state))
-    manager.wait_until_finished()
-    if stop.asked:
-        print(f"stopped at step {int(state.step)}; the same command goes on from there")
+    checkpoints.save(done, state)
+    checkpoints.wait()
+    checkpoints.close()
+    if done < config.total_steps:
+        say(f"stopped at step {done}; the same command goes on from there", flush=True)
         return 130
-    params = merged(state.ema or state.params, config.lora)
-    variables = {"params": params, "buffers": state.buffers}
-    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False)
-    result = Sam(sam_model.SamModel(plain), jax.device_get(variables), plain, config.name)
-    save(result, folder / "model.safetensors")
-    print(f"wrote {folder / 'model.safetensors'}")
+    write_model(config, state, mesh, folder, notes)
     return 0
+
+
+def run_folders(config: TrainConfig) -> tuple[epath.Path, Path]:
+    """Where checkpoints and weights go, and where the notes of a run do: the same, if local."""
+    remote = "://" in config.workdir
+    notes = Path("runs" if remote else config.workdir, config.name).expanduser().resolve()
+    folder = epath.Path(config.workdir) / config.name if remote else epath.Path(notes)
+    for place in (folder, notes):
+        place.mkdir(parents=True, exist_ok=True)
+    return folder, notes
+
+
+class StageRun:
+    """A stage from where the run stands to its end, saving on the way."""
+
+    def __init__(self, config: TrainConfig, number: int, end: int, optimizer, shardings) -> None:
+        self.config, self.number, self.end = config, number, end
+        self.begin = end - config.stages[number].steps
+        self.mesh = shardings.step.mesh
+        self.step = make_step(config, config.stages[number], optimizer, shardings)
+
+    def __call__(self, state: TrainState, done: int, checkpoints, log, stop: Stop):
+        """The state and the number of steps done at the stage's end, or where `stop` asks."""
+        config = self.config
+        data = stage_batches(
+            config,
+            self.number,
+            done - self.begin,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        key, history, since = jax.random.key(config.seed + 1), [], time.time()
+        while done < self.end:
+            state, metrics = self.step(state, global_batch(self.mesh, next(data)), key)
+            history.append(metrics)
+            done += 1
+            stopping = stop.asked(done)
+            if done % config.log_every == 0 or done == self.end or stopping:
+                tell(config, log, done, history, time.time() - since)
+                history, since = [], time.time()
+            if done % config.save_every == 0 or stopping:
+                checkpoints.save(done, state)
+            if stopping:
+                break
+        data.close()
+        return state, done
+
+
+def tell(config: TrainConfig, log, step: int, history: list[dict], seconds: float) -> None:
+    """Notes the means since the last call.
+
+    Raises:
+      FloatingPointError: the loss is no number.
+    """
+    row = {k: float(np.mean([jax.device_get(m[k]) for m in history])) for k in history[0]}
+    row |= {"step": step, "seconds_per_step": seconds / len(history)}
+    if not np.isfinite(row["loss"]):
+        raise FloatingPointError(
+            f"optim.lr: the loss is {row['loss']} at step {step}; try a lower rate"
+        )
+    if log is None:
+        return
+    log.write(json.dumps(row) + "\n")
+    log.flush()
+    print(
+        f"step {step}/{config.total_steps}  loss {row['loss']:.3f}  dice {row['dice']:.3f}"
+        f"  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}"
+        f"  {row['seconds_per_step']:.2f} s/step",
+        flush=True,
+    )
+
+
+def open_log(notes: Path, done: int):
+    """metrics.jsonl, open for rows after step `done`; those of steps that were lost are cut."""
+    path = notes / "metrics.jsonl"
+    rows = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= done]
+    path.write_text("".join(kept))
+    return open(path, "a")
+
+
+def write_model(
+    config: TrainConfig, state: TrainState, mesh, folder: epath.Path, notes: Path
+) -> None:
+    """model.safetensors in the folder: the averaged weights, or the last ones; adapters merged."""
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    variables = {"params": state.ema or state.params, "buffers": state.buffers}
+    variables = jax.device_get(gather(variables))
+    if not is_chief():
+        return
+    variables["params"] = jax.device_get(merged(variables["params"], config.lora))
+    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False)
+    result = Sam(sam_model.SamModel(plain), variables, plain, config.name)
+    if "://" in str(folder):
+        made = notes / "model.safetensors"
+        save(result, made)
+        epath.Path(made).copy(folder / made.name, overwrite=True)
+    else:
+        save(result, folder / "model.safetensors")
+    print(f"wrote {folder / 'model.safetensors'}")
 
 
 def keep_memory() -> None:

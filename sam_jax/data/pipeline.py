@@ -15,6 +15,7 @@ __all__ = ["PipelineConfig", "Sample", "batches", "make_sample"]
 
 log = logging.getLogger(__name__)
 
+_ENDLESS = 2**40  # steps
 _REPLACEMENTS = 50  # unusable records in a row before a source is given up
 
 
@@ -42,7 +43,7 @@ def batches(
       config: see `PipelineConfig`.
       seed: of everything random.
       start_step: the first batch's step; batch s is the same wherever reading started.
-      process_index: which of `process_count` equal parts of each batch this process reads.
+      process_index: which of `process_count` equal, consecutive parts of each batch is read.
       process_count: number of processes; divides `config.batch_size`.
       threads: threads that make batches; 0 makes them in the caller's thread.
       prefetch: batches made ahead.
@@ -65,13 +66,18 @@ def batches(
             f"process_index={process_index}, process_count={process_count}, "
             f"batch_size={config.batch_size}"
         )
-    dataset = _samples(sources, config, seed, {} if skipped is None else skipped)
-    # Sliced after the random part, whose streams follow the global position, so that the same
-    # samples come with any number of processes.
-    dataset = dataset[process_index::process_count]
-    dataset = dataset.batch(config.batch_size // process_count, drop_remainder=True)
+    samples = _samples(sources, config, seed, {} if skipped is None else skipped)
+    size = config.batch_size // process_count
+
+    def part(step: int) -> Sample:
+        """This process's samples of a batch: their places in it are those of a single process."""
+        first = step * config.batch_size + process_index * size
+        drawn = [samples[first + i] for i in range(size)]
+        return {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}
+
     import grain  # an extra: importing sam_jax must not need it
 
+    dataset = grain.MapDataset.range(_ENDLESS).map(part)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch))
     iterator = iter(dataset.to_iter_dataset(options))
     if start_step:

@@ -93,6 +93,22 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DevicesConfig:
+    """How a run is spread over devices and processes (`sam_jax.training.sharding`)."""
+
+    fsdp: int = 1
+    """Devices that share one copy of parameters and optimiser; a divisor of their number."""
+    accumulate: int = 1
+    """Parts that a batch is computed in, one after the other: the memory of one, not of all."""
+    coordinator: str = ""
+    """For several processes: "auto" (TPU pods, Slurm) or HOST:PORT of process 0; empty: one."""
+    processes: int = 1
+    """Their number, where the coordinator is HOST:PORT; each gets an equal part of every batch."""
+    process: int = 0
+    """The number of this one."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A whole run. `python -m train --config FILE --field value` changes single fields."""
 
@@ -103,6 +119,7 @@ class TrainConfig:
     prompts: PromptConfig = PromptConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()
+    devices: DevicesConfig = DevicesConfig()
     data_root: str = "data"
     """The folder that the sources' paths are relative to."""
     photos: tuple[tuple[str, float], ...] = ()

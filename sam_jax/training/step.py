@@ -16,6 +16,7 @@ from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.lora import merged
 from sam_jax.training.losses import grouping_loss, prompt_losses
 from sam_jax.training.optim import average
+from sam_jax.training.sharding import batch_sharding, replicated
 
 
 @jax.tree_util.register_dataclass
@@ -102,8 +103,14 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
 
 
-def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig, stage: Stage):
-    """Scalar loss and metrics: summed over rounds, averaged over the masks that are there."""
+def batch_loss(
+    params, buffers, batch, key, model: SamModel, config: TrainConfig, stage: Stage, count=None
+):
+    """Scalar loss and metrics: summed over rounds, averaged over the masks that are there.
+
+    `count` is the number of masks to divide by, where `batch` is a part of a larger one; the
+    losses and metrics of all parts then add up to those of the whole.
+    """
     drop_key, prompt_key = jax.random.split(key)
     variables = {"params": merged(params, config.lora), "buffers": buffers}
     batch = dict(batch, masks=batch["masks"].astype(jnp.float32) / 255)
@@ -111,7 +118,7 @@ def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig
     embedding = model.apply(variables, images, True, method="encode", rngs={"drop_path": drop_key})
     losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
     valid = batch["mask_valid"].astype(jnp.float32)
-    count = jnp.maximum(valid.sum(), 1.0)
+    count = jnp.maximum(valid.sum(), 1.0) if count is None else count
     mean = jax.tree.map(lambda x: (x * valid).sum((1, 2)) / count, losses)
     metrics = {name: x.mean() for name, x in mean.items() if name != "iou"}
     metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1], "masks": valid.sum()}
@@ -125,30 +132,78 @@ def batch_loss(params, buffers, batch, key, model: SamModel, config: TrainConfig
     return loss, metrics
 
 
-def make_step(config: TrainConfig, stage: Stage, optimizer: optax.GradientTransformation):
+def gradients(params, buffers, batch, key, model: SamModel, config: TrainConfig, stage: Stage):
+    """Metrics and gradients of a batch, computed in `config.devices.accumulate` parts."""
+    parts = config.devices.accumulate
+    gradient = jax.value_and_grad(batch_loss, has_aux=True)
+    if parts == 1:
+        (loss, metrics), grads = gradient(params, buffers, batch, key, model, config, stage)
+        return metrics | {"loss": loss}, grads
+    count = jnp.maximum(batch["mask_valid"].sum().astype(jnp.float32), 1.0)
+    # Part i takes images i, i + parts, ...: every device keeps the images that it has.
+    batch = {name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
+
+    def add(total, part):
+        batch, key = part
+        (loss, metrics), grads = gradient(params, buffers, batch, key, model, config, stage, count)
+        return jax.tree.map(jnp.add, total, (metrics | {"loss": loss}, grads)), None
+
+    xs = (batch, jax.random.split(key, parts))
+    shapes = jax.eval_shape(lambda x: add(0, x)[0], jax.tree.map(lambda x: x[0], xs))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return jax.lax.scan(add, zeros, xs)[0]
+
+
+def make_step(
+    config: TrainConfig,
+    stage: Stage,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState | None = None,
+):
     """The step of a stage, jitted, with the state's buffers donated.
 
-    A batch has "image" uint8 [B, S, S, 3], "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
-    (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N].
+    Args:
+      config: the run's.
+      stage: of it.
+      optimizer: see `sam_jax.training.optim.make_optimizer`.
+      shardings: where the state lies (`sharding.state_shardings` of it); None: on one device.
+
+    Returns:
+      (state, batch, key) -> (state, metrics). A batch has "image" uint8 [B, S, S, 3], "image_hw"
+      int32 [B, 2], "masks" uint8 [B, N, M, M] (255 times the coverage), "boxes_xyxy" float32
+      [B, N, 4], "mask_valid" bool [B, N].
+
+    Raises:
+      ValueError: the batch does not divide into the parts of `config.devices.accumulate`.
     """
+    parts = config.devices.accumulate
+    if parts < 1 or stage.batch_size % parts:
+        raise ValueError(
+            f"devices.accumulate: expected a divisor of batch_size={stage.batch_size}, got {parts}"
+        )
     model = SamModel(config.model)
 
     def step(state: TrainState, batch: dict, key: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        (loss, metrics), grads = jax.value_and_grad(batch_loss, has_aux=True)(
-            state.params, state.buffers, batch, key, model, config, stage
-        )
+        metrics, grads = gradients(state.params, state.buffers, batch, key, model, config, stage)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = average(state.ema, params, config.optim.ema, state.step) if config.optim.ema else {}
-        metrics |= {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, state.buffers, opt_state, ema), metrics
 
+    placed, on_cpu = {}, jax.default_backend() == "cpu"
+    if shardings is not None:
+        mesh = shardings.step.mesh
+        everywhere, on_cpu = replicated(mesh), mesh.devices.flat[0].platform == "cpu"
+        placed = {
+            "in_shardings": (shardings, batch_sharding(mesh), everywhere),
+            "out_shardings": (shardings, everywhere),
+        }
     # XLA:CPU drops the encoder's barriers before it fuses, and then computes the chain of residual
     # gradients anew for each of its readers.
-    on_cpu = jax.default_backend() == "cpu"
     keep = {"xla_disable_hlo_passes": "cse_barrier_expander"} if on_cpu else None
-    return jax.jit(step, donate_argnums=0, compiler_options=keep)
+    return jax.jit(step, donate_argnums=0, compiler_options=keep, **placed)
 
 
 def init_state(variables: dict, optimizer: optax.GradientTransformation, ema: bool) -> TrainState:

@@ -216,7 +216,7 @@ def test_batches_depend_on_seed_and_step_only():
     parts = [batches(sources, config, seed=7, process_index=k, process_count=2) for k in (0, 1)]
     halves = [next(part) for part in parts]
     for k, part in enumerate(parts):
-        np.testing.assert_array_equal(halves[k]["image"], run[0]["image"][k::2])
+        np.testing.assert_array_equal(halves[k]["image"], run[0]["image"][2 * k : 2 * k + 2])
         part.close()
 
 

@@ -1,0 +1,96 @@
+"""A run's checkpoints: everything that a step changes, where its data stands, and its config.
+
+A thin wrapper around Orbax. Saving is asynchronous and atomic: a killed save leaves a folder that
+nothing reads. Any number of devices and processes restores what another number wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from sam_jax.training.config import TrainConfig
+from sam_jax.training.step import TrainState
+
+KEPT = 2
+DATA_FIELDS = ("seed", "stages", "photos", "cut_paste", "scenes", "mask_area_power", "augment")
+"""What batch s depends on; another value would give other data from the same position on."""
+
+
+class Checkpoints:
+    """The checkpoints in a folder, local or gs:// (for which gcsfs must be installed)."""
+
+    def __init__(self, folder: Any, config: TrainConfig) -> None:
+        self._config = config
+        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, step_prefix="step")
+        self._manager = ocp.CheckpointManager(folder, options=options)
+
+    def newest(self) -> int | None:
+        """The step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Starts saving, unless that step is there; waits only for a save that is still going on.
+
+        `step` is also the position of the data: batch s depends on the config and s alone.
+        """
+        if step in self._manager.all_steps():
+            return
+        about = {"step": step, "config": dataclasses.asdict(self._config)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
+            ),
+        )
+
+    def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
+        """The state of a checkpoint, placed as `shardings` say, whatever wrote it.
+
+        Raises:
+          ValueError: the checkpoint is of another model, optimiser or data.
+        """
+        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
+        self._check_data(about["about"]["config"])
+        target = jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+        )
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        try:
+            return self._manager.restore(step, args=args)["state"]
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"workdir: the checkpoint of step {step} is of another model or optimiser; "
+                f"choose another --name, or delete it ({_first_line(error)})"
+            ) from error
+
+    def _check_data(self, before: dict) -> None:
+        now = _as_json(dataclasses.asdict(self._config))
+        for name in DATA_FIELDS:
+            if before.get(name) != now[name]:
+                raise ValueError(
+                    f"{name}: the run in this workdir was started with {before.get(name)}, got "
+                    f"{now[name]}; use what it was started with, or choose another --name"
+                )
+
+    def wait(self) -> None:
+        """Until everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Ends the writing threads."""
+        self._manager.close()
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON makes of a config's values: lists out of tuples."""
+    if isinstance(value, tuple | list):
+        return [_as_json(v) for v in value]
+    return {k: _as_json(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
