@@ -143,15 +143,15 @@ def gradients(params, buffers, batch, key, model: SamModel, config: TrainConfig,
     # Part i takes images i, i + parts, ...: every device keeps the images that it has.
     batch = {name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
 
-    def add(total, part):
+    def of_part(part):
         batch, key = part
         (loss, metrics), grads = gradient(params, buffers, batch, key, model, config, stage, count)
-        return jax.tree.map(jnp.add, total, (metrics | {"loss": loss}, grads)), None
+        return metrics | {"loss": loss}, grads
 
     xs = (batch, jax.random.split(key, parts))
-    shapes = jax.eval_shape(lambda x: add(0, x)[0], jax.tree.map(lambda x: x[0], xs))
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], xs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, xs)[0]
+    return jax.lax.scan(lambda sum, x: (jax.tree.map(jnp.add, sum, of_part(x)), None), zeros, xs)[0]
 
 
 def make_step(
