@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,14 +57,12 @@ def rel_pos_attention(
     if h * w <= FOLD_LIMIT:
         out = _folded(q, k, v, bias_h, bias_w, precision)
     else:
+        by_rows = functools.partial(_by_rows, precision=precision)
         out = jax.lax.platform_dependent(
-            q,
-            k,
-            v,
-            bias_h,
-            bias_w,
-            cpu=lambda *args: _by_rows(*args, precision),
-            default=lambda *args: _folded(*args, precision),
+            *(q, k, v, bias_h, bias_w),
+            cpu=by_rows,
+            tpu=by_rows,
+            default=functools.partial(_folded, precision=precision),
         )
     return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
 
@@ -99,7 +99,10 @@ def _softmax_values(scores, v, precision):
 
 
 def _by_rows(q, k, v, bias_h, bias_w, precision, rows: int = 4):
-    """A few image rows of queries of one head at a time: the scores fit a CPU's cache."""
+    """A few image rows of queries of one head at a time: the scores fit a CPU's cache.
+
+    The backward pass computes them again, block by block, and never holds them all.
+    """
     b, n, length, d = q.shape
     h, w = bias_h.shape[-1], bias_w.shape[-1]
     while h % rows:
@@ -112,6 +115,7 @@ def _by_rows(q, k, v, bias_h, bias_w, precision, rows: int = 4):
     def head(args):
         q, k, v, bias_h, bias_w = args
 
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def block(args):
             q, bias_h, bias_w = args
             scores = jnp.einsum(

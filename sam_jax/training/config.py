@@ -50,6 +50,9 @@ class PromptConfig:
     """Whether gradients flow through the mask that is fed back (in SAM 2 they do)."""
     remat: bool = True
     """Recompute each round's decoder in the backward pass: memory of one round, not of all."""
+    unroll: bool = True
+    """Write the rounds after the first out one by one (a CPU runs them faster); False: a loop,
+    whose body is compiled once."""
 
 
 @dataclasses.dataclass(frozen=True)

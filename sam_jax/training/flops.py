@@ -67,10 +67,7 @@ def _encoder_parts(c: SamConfig, image_size: int) -> tuple[int, list[_Block], in
     """Forward products of the patch embedding, of each block, and of the neck."""
     side = image_size // c.patch_size
     length = side * side
-    blocks = [
-        _block(c, (side, side), 0 if i in c.global_blocks else c.window_size)
-        for i in range(c.encoder_depth)
-    ]
+    blocks = [_block(c, (side, side), window) for window in c.windows]
     neck = _product(length, c.encoder_width, c.embed_dim)
     neck += _product(length, 9 * c.embed_dim, c.embed_dim)
     return _product(length, 3 * c.patch_size**2, c.encoder_width), blocks, neck

@@ -99,7 +99,8 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
 
     rounds = is_click.shape[0]
     xs = (jnp.arange(rounds), is_click, jax.random.split(click_key, rounds))
-    _, later = jax.lax.scan(later_round, (prompts.points, prompts.labels, last), xs, unroll=True)
+    carry, unroll = (prompts.points, prompts.labels, last), config.prompts.unroll
+    _, later = jax.lax.scan(later_round, carry, xs, unroll=unroll)
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
 
 
