@@ -155,7 +155,7 @@ def write_model(
     if not is_chief():
         return
     variables["params"] = jax.device_get(merged(variables["params"], config.lora))
-    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False)
+    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False, scan_blocks=False)
     result = Sam(sam_model.SamModel(plain), variables, plain, config.name)
     if "://" in str(folder):
         made = notes / "model.safetensors"

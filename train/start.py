@@ -11,6 +11,7 @@ import tyro
 from jax.sharding import Mesh
 
 from sam_jax.checkpoint.load import load
+from sam_jax.checkpoint.mae import load_mae
 from sam_jax.models import sam as sam_model
 from sam_jax.training.config import TrainConfig
 from sam_jax.training.lora import add_adapters
@@ -37,7 +38,7 @@ def read_config(argv: list[str]) -> TrainConfig:
 
 
 def initial_variables(config: TrainConfig) -> dict:
-    """Fresh weights, or those of `init_from`, with adapters where the config has them."""
+    """Fresh weights, or those of `init_from` or `init_encoder`, with adapters where the config has them."""
     variables = _model_variables(config)
     if not config.lora.rank:
         return variables
@@ -46,6 +47,10 @@ def initial_variables(config: TrainConfig) -> dict:
 
 
 def _model_variables(config: TrainConfig) -> dict:
+    if config.init_encoder:
+        if config.init_from:
+            raise ValueError("init_encoder: expected alone, not together with init_from")
+        return load_mae(config.init_encoder, config.model, jax.random.key(config.seed))
     if not config.init_from:
         key = jax.random.key(config.seed)
         fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)
@@ -57,6 +62,7 @@ def _model_variables(config: TrainConfig) -> dict:
             drop_path=config.model.drop_path,
             decoder_dropout=config.model.decoder_dropout,
             remat=config.model.remat,
+            scan_blocks=config.model.scan_blocks,
         )
         != config.model
     ):

@@ -137,6 +137,8 @@ class TrainConfig:
     """Flips and changes of colour (the paper uses none on SA-1B)."""
     init_from: str = ""
     """A model's name or file to start from; empty: fresh weights."""
+    init_encoder: str = ""
+    """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
     structured_start: bool = False
     """Fresh weights that already see frequencies and look near (`sam_jax.training.scratch`)."""
     seed: int = 0

@@ -5,8 +5,8 @@ left out: under 2% at the released sizes. Two counts of a step:
 
 - *model* FLOPs: what the mathematics asks for, forward and backward, each product once. The share
   of a device's peak that they reach is comparable between programs (PaLM's "MFU").
-- *hardware* FLOPs: what the program multiplies: also the forward passes that are computed again
-  in the backward pass, and the one-hot columns that carry the windows' position biases.
+- *hardware* FLOPs: what the program multiplies on a TPU: also the forward passes that are computed
+  again in the backward pass, and the one-hot columns that carry the windows' position biases.
 
 Axes as everywhere: B image, N prompt, T token, h w grid, D channels.
 """
@@ -28,19 +28,27 @@ def _product(rows: int, inner: int, columns: int) -> int:
 class _Block:
     """One encoder block's forward products, by what becomes of them in the backward pass."""
 
-    attention: int
-    """Scores, values and position biases."""
+    scores: int
+    """Attention's two products, queries with keys and weights with values."""
+    biases: int
+    """Queries with the tables of relative positions."""
     fold: int
     """One-hot columns in the scores: arithmetic of the program, not of the model."""
+    again: int
+    """What attention by rows computes again in any backward pass."""
     linear: int
     """qkv, projection and the MLP's first layer."""
     last: int
     """The MLP's second layer, whose result no gradient needs."""
-    is_global: bool
 
     @property
     def model(self) -> int:
-        return self.attention + self.linear + self.last
+        return self.scores + self.biases + self.linear + self.last
+
+    @property
+    def recomputed(self) -> int:
+        """The forward products that rematerialisation of the block does again."""
+        return self.scores + self.biases + self.fold + self.linear
 
 
 def _block(c: SamConfig, hw: tuple[int, int], window: int) -> _Block:
@@ -51,15 +59,16 @@ def _block(c: SamConfig, hw: tuple[int, int], window: int) -> _Block:
     count = -(-hw[0] // side_hw[0]) * -(-hw[1] // side_hw[1])
     tokens = count * length  # windows that stick out are padded, and the padding is computed
     hidden = int(width * c.encoder_mlp_ratio)
-    scores = count * _product(length, width, length)
-    biases = _product(tokens, width, sum(side_hw))
+    scores = 2 * count * _product(length, width, length)
     fold = count * _product(length, c.encoder_heads * sum(side_hw), length)
+    folded = length <= FOLD_LIMIT
     return _Block(
-        attention=2 * scores + biases,
-        fold=fold if length <= FOLD_LIMIT else 0,
+        scores=scores,
+        biases=_product(tokens, width, sum(side_hw)),
+        fold=fold if folded else 0,
+        again=0 if folded else scores,
         linear=_product(tokens, width, 4 * width) + _product(hw[0] * hw[1], width, hidden),
         last=_product(hw[0] * hw[1], hidden, width),
-        is_global=not window,
     )
 
 
@@ -151,9 +160,9 @@ def step_flops(config: TrainConfig, stage: Stage) -> tuple[int, int]:
     c = config.model
     patch, blocks, neck = _encoder_parts(c, stage.image_size)
     model = 2 * patch + 3 * (sum(block.model for block in blocks) + neck)
-    extra = 3 * sum(block.fold for block in blocks)
+    extra = sum(3 * block.fold + block.again for block in blocks)
     if c.remat:
-        extra += sum(block.linear + block.attention + block.fold for block in blocks)
+        extra += sum(block.recomputed for block in blocks)
 
     side = stage.image_size // c.patch_size
     later = stage.corrective_clicks + stage.mask_only_rounds
