@@ -38,7 +38,7 @@ def read_config(argv: list[str]) -> TrainConfig:
 
 
 def initial_variables(config: TrainConfig) -> dict:
-    """Fresh weights, or those of `init_from` or `init_encoder`, with adapters where the config has them."""
+    """Fresh weights, or those that the config begins with, and adapters where it has them."""
     variables = _model_variables(config)
     if not config.lora.rank:
         return variables
