@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -12,11 +13,15 @@ from jax.sharding import Mesh
 
 from sam_jax.checkpoint.load import load
 from sam_jax.models import sam as sam_model
+from sam_jax.models.config import SamConfig
 from sam_jax.training.config import TrainConfig
 from sam_jax.training.lora import add_adapters
 from sam_jax.training.scratch import structured_start
 from sam_jax.training.sharding import state_shardings
 from sam_jax.training.step import TrainState, init_state
+
+COMPUTED = ("dtype", "drop_path", "decoder_dropout", "remat")
+"""Fields of a model's config that change how it is computed with, not what it is."""
 
 
 def read_config(argv: list[str]) -> TrainConfig:
@@ -36,39 +41,69 @@ def read_config(argv: list[str]) -> TrainConfig:
     return tyro.cli(TrainConfig, default=found["config"](), args=argv[2:], prog="python -m train")
 
 
-def initial_variables(config: TrainConfig) -> dict:
-    """Fresh weights, or those of `init_from`, with adapters where the config has them."""
-    variables = _model_variables(config)
-    if not config.lora.rank:
-        return variables
-    key = jax.random.key(config.seed + 2)
-    return variables | {"params": add_adapters(variables["params"], config.lora, key)}
+def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
+    """Fresh weights, or those of `init_from`, whatever their sizes.
 
+    Returns:
+      The config, its `model` with the sizes of `init_from` where that is given, and the variables
+      {"params", "buffers"}.
 
-def _model_variables(config: TrainConfig) -> dict:
-    if not config.init_from:
+    Raises:
+      ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
+        stage's image size does not suit the model.
+    """
+    if config.init_from:
+        if config.structured_start:
+            raise ValueError(
+                "structured_start: is about fresh weights, and init_from gives trained ones; leave "
+                "one of them out (--no-structured-start or --init-from '')"
+            )
+        start = load(config.init_from)
+        given = {name: getattr(config.model, name) for name in COMPUTED}
+        if not same_sizes(start.config, config.model):
+            size = start.config
+            print(
+                f"init_from: {config.init_from} is an encoder of {size.encoder_depth} blocks of "
+                f"{size.encoder_width} channels for {size.image_size} pixels; the sizes in "
+                "config.model are not used"
+            )
+        config = dataclasses.replace(config, model=start.config.replace(**given))
+        variables = dict(start.params)
+    else:
         key = jax.random.key(config.seed)
-        fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)
-        return structured_start(fresh, config.model) if config.structured_start else fresh
-    start = load(config.init_from)
-    if (
-        start.config.replace(
-            dtype=config.model.dtype,
-            drop_path=config.model.drop_path,
-            decoder_dropout=config.model.decoder_dropout,
-            remat=config.model.remat,
-        )
-        != config.model
-    ):
-        raise ValueError(f"init_from: {config.init_from} is not a model of this config's shape")
-    return start.params
+        variables = jax.jit(lambda key: sam_model.init(config.model, key))(key)
+        if config.structured_start:
+            variables = structured_start(variables, config.model)
+    for number, stage in enumerate(config.stages):
+        if stage.image_size % config.model.patch_size:
+            raise ValueError(
+                f"stages: stage {number + 1} has an image_size of {stage.image_size}; expected a "
+                f"multiple of the model's patch size {config.model.patch_size}"
+            )
+    return config, variables
+
+
+def same_sizes(a: SamConfig, b: SamConfig) -> bool:
+    """Whether two models have the same parameters."""
+    plain = {"dtype": "float32", "drop_path": 0.0, "decoder_dropout": 0.0, "remat": False}
+    return a.replace(**plain) == b.replace(**plain)
 
 
 def initial_state(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: TrainConfig, variables: dict, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The state before step 0 and its shardings, on the mesh's devices."""
-    variables = jax.device_get(initial_variables(config))
+    """The state before step 0 and its shardings, on the mesh's devices.
+
+    Args:
+      config: as `starting_point` gives it.
+      variables: likewise; they get adapters where the config has them.
+      optimizer: of the run.
+      mesh: of the devices.
+    """
+    if config.lora.rank:
+        key = jax.random.key(config.seed + 2)
+        variables = variables | {"params": add_adapters(variables["params"], config.lora, key)}
+    variables = jax.device_get(variables)
     averaged = bool(config.optim.ema)
     shapes = jax.eval_shape(lambda v: init_state(v, optimizer, averaged), variables)
     shardings = state_shardings(mesh, shapes)
