@@ -7,6 +7,7 @@ other folders. They are mapped into memory, not read into it, and made in any nu
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -57,54 +58,74 @@ class CachedSource:
         return record | {"embedding": np.asarray(self._embeddings[index])}
 
 
-def cached(
-    source: Source,
-    files: Path | None,
-    variables: dict,
-    config: SamConfig,
-    image_size: int,
-    folder: Path,
-    stopped: Callable[[], bool] = lambda: False,
-) -> CachedSource | None:
-    """The source with embeddings, which are made now as far as they are missing.
+class Cache:
+    """Makes sources with embeddings, and the embeddings as far as they are missing.
 
     Args:
-      source: finite, of records; a record that cannot be read stays one.
-      files: where its files lie, for telling whether they changed; None: nowhere on this disk.
       variables: {"params", "buffers"}, of which the encoder's count.
       config: the model's.
-      image_size: side of the frame that pictures are scaled to, pixels.
-      folder: the run's.
+      folder: the run's, on a disk.
       stopped: asked after every few pictures.
-
-    Returns:
-      None where `stopped` said so before all were made.
-
-    Raises:
-      ValueError: the disk has no room for them.
     """
-    name = f"embeddings-{fingerprint(source, files, variables, config, image_size)}"
-    embeddings, state = _open(folder / name, source, config, image_size)
-    missing = np.flatnonzero(state == MISSING)
-    if len(missing):
-        print(
-            f"encoding {len(missing)} of {len(source)} pictures of {source!r} into {folder / name} "
-            f"({embeddings.nbytes / 1e9:.2f} GB)",
-            flush=True,
-        )
-    encode = jax.jit(lambda images, hw: _encode(config, variables, images, hw))
-    since = 0
-    for index, value in _encoded(source, missing, encode, image_size):
-        if value is not None:
-            embeddings[index] = value
-        state[index] = UNREADABLE if value is None else MADE
-        since += 1
-        if since % FLUSH_EVERY == 0:
-            _flush(folder / name, embeddings, state)
-            if stopped():
-                break
-    _flush(folder / name, embeddings, state)
-    return None if (state == MISSING).any() else CachedSource(source, embeddings, state)
+
+    def __init__(
+        self,
+        variables: dict,
+        config: SamConfig,
+        folder: Path,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        self._variables, self._config = jax.device_get(variables), config
+        self._folder, self._stopped = folder, stopped
+
+    def __call__(self, source: Source, files: Path | None, image_size: int) -> CachedSource | None:
+        """The source with embeddings.
+
+        Args:
+          source: finite, of records; a record that cannot be read stays one.
+          files: where its files lie, for telling whether they changed; None: not on a disk.
+          image_size: side of the frame that pictures are scaled to, pixels.
+
+        Returns:
+          None where `stopped` said so before all were made; the next call goes on.
+
+        Raises:
+          ValueError: the disk has no room, or several processes find some missing.
+        """
+        key = fingerprint(source, files, self._variables, self._config, image_size)
+        folder = self._folder / f"embeddings-{key}"
+        embeddings, state = _open(folder, source, self._config, image_size)
+        missing = np.flatnonzero(state == MISSING)
+        if len(missing) and jax.process_count() > 1:
+            raise ValueError(
+                f"cache_embeddings: {len(missing)} pictures of {source!r} are not in {folder}; "
+                "encode them with one process first (it may be stopped after its first step)"
+            )
+        if len(missing):
+            print(
+                f"encoding {len(missing)} of {len(source)} pictures of {source!r} into {folder} "
+                f"({embeddings.nbytes / 1e9:.2f} GB)",
+                flush=True,
+            )
+            self._fill(source, missing, embeddings, state, folder, image_size)
+        if (state == MISSING).any():
+            return None
+        return CachedSource(source, np.load(folder / "embeddings.npy", mmap_mode="r"), state)
+
+    def _fill(self, source, missing, embeddings, state, folder: Path, image_size: int) -> None:
+        variables = jax.device_put(self._variables)
+        encode = jax.jit(functools.partial(_encode, self._config))
+        encoded = _encoded(source, missing, functools.partial(encode, variables), image_size)
+        for number, (index, value) in enumerate(encoded, 1):
+            if value is not None:
+                embeddings[index] = value
+            state[index] = UNREADABLE if value is None else MADE
+            if number % FLUSH_EVERY == 0:
+                _flush(folder, embeddings, state)
+                if self._stopped():
+                    break
+        encoded.close()
+        _flush(folder, embeddings, state)
 
 
 def _encode(config: SamConfig, variables: dict, images: jax.Array, image_hw: jax.Array):

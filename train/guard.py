@@ -59,7 +59,8 @@ class NanGuard:
         values = {name: float(jax.device_get(metrics[name])) for name in WATCHED if name in metrics}
         if all(np.isfinite(value) for value in values.values()):
             return
-        path = self._folder / f"bad_batch_{step}.npz"
+        part = f"_{jax.process_index()}" if jax.process_count() > 1 else ""
+        path = self._folder / f"bad_batch_{step}{part}.npz"
         with replacing(path) as temporary:
             np.savez(temporary, **{name: _local(value) for name, value in batch.items()})
         found = ", ".join(f"{name} {value}" for name, value in values.items())

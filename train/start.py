@@ -13,7 +13,6 @@ from jax.sharding import Mesh
 
 from sam_jax.checkpoint.load import load
 from sam_jax.models import sam as sam_model
-from sam_jax.models.config import SamConfig
 from sam_jax.training.config import TrainConfig
 from sam_jax.training.lora import add_adapters
 from sam_jax.training.scratch import structured_start
@@ -45,8 +44,8 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
     """Fresh weights, or those of `init_from`, whatever their sizes.
 
     Returns:
-      The config, its `model` with the sizes of `init_from` where that is given, and the variables
-      {"params", "buffers"}.
+      The config, its `model` with the sizes of `init_from` where that is given and its stages with
+      an image size, and the variables {"params", "buffers"}.
 
     Raises:
       ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
@@ -60,13 +59,6 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
             )
         start = load(config.init_from)
         given = {name: getattr(config.model, name) for name in COMPUTED}
-        if not same_sizes(start.config, config.model):
-            size = start.config
-            print(
-                f"init_from: {config.init_from} is an encoder of {size.encoder_depth} blocks of "
-                f"{size.encoder_width} channels for {size.image_size} pixels; the sizes in "
-                "config.model are not used"
-            )
         config = dataclasses.replace(config, model=start.config.replace(**given))
         variables = dict(start.params)
     else:
@@ -74,19 +66,16 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
         variables = jax.jit(lambda key: sam_model.init(config.model, key))(key)
         if config.structured_start:
             variables = structured_start(variables, config.model)
-    for number, stage in enumerate(config.stages):
+    size = config.model.image_size
+    stages = tuple(dataclasses.replace(s, image_size=s.image_size or size) for s in config.stages)
+    config = dataclasses.replace(config, stages=stages)
+    for number, stage in enumerate(stages):
         if stage.image_size % config.model.patch_size:
             raise ValueError(
                 f"stages: stage {number + 1} has an image_size of {stage.image_size}; expected a "
                 f"multiple of the model's patch size {config.model.patch_size}"
             )
     return config, variables
-
-
-def same_sizes(a: SamConfig, b: SamConfig) -> bool:
-    """Whether two models have the same parameters."""
-    plain = {"dtype": "float32", "drop_path": 0.0, "decoder_dropout": 0.0, "remat": False}
-    return a.replace(**plain) == b.replace(**plain)
 
 
 def initial_state(

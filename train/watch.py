@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,8 +24,8 @@ class Watch:
 
     In a terminal a bar, elsewhere a line for each row; metrics.jsonl and validation.jsonl always,
     TensorBoard events where tensorboardX is installed, pictures as PNG files. A resumed run goes
-    on in the same files. Where `chief` is False, as on all processes of a pod but one, nothing is
-    written or printed.
+    on in the same files, in which what came after its checkpoint is cut. Where `chief` is False,
+    as on all processes of a pod but one, nothing is written or printed.
 
     Args:
       folder: the run's, which exists.
@@ -59,7 +60,9 @@ class Watch:
                 dynamic_ncols=True,
                 file=sys.stdout,
             )
-        self._log = open(folder / "metrics.jsonl", "a") if chief else None
+        self._log = _open_log(folder / "metrics.jsonl", start_step) if chief else None
+        if chief:
+            _open_log(folder / "validation.jsonl", start_step).close()
         self._board = _summary_writer(folder / "tensorboard") if chief else None
 
     def set_cost(self, flops_per_step: float | None, peak: float | None) -> None:
@@ -139,19 +142,25 @@ class Watch:
             self._board.flush()
         self.restart_clock()
 
-    def trace(self, step: int) -> None:
-        """Called before each step: begins and ends the profile where its steps begin and end."""
+    def trace(self, step: int, last: Any = None) -> None:
+        """Called before each step: begins and ends the profile where its steps begin and end.
+
+        Args:
+          step: how many steps are done.
+          last: arrays of the step before, which are waited for.
+        """
         first, count = self._profile
         if not self._chief or not count:
             return
         if not self._tracing and first <= step < first + count:
+            jax.block_until_ready(last)
             jax.profiler.start_trace(str(self._folder / "profile"), create_perfetto_trace=True)
             self._tracing = True
         elif self._tracing and step >= first + count:
+            jax.block_until_ready(last)
             self._end_trace()
 
     def _end_trace(self) -> None:
-        jax.effects_barrier()
         jax.profiler.stop_trace()
         self._tracing = False
         self.say(
@@ -202,6 +211,14 @@ class Watch:
             for name, value in row.items():
                 if name != "step":
                     self._board.add_scalar(prefix + name, value, row["step"])
+
+
+def _open_log(path: Path, done: int):
+    """A file of rows, open for those after step `done`; rows of steps that were lost are cut."""
+    rows = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= done]
+    path.write_text("".join(kept))
+    return open(path, "a")
 
 
 def _validation_lines(row: dict[str, float]) -> list[str]:

@@ -14,6 +14,7 @@ class Stage:
 
     steps: int
     image_size: int
+    """Side of the model frame in pixels; 0: what `init_from` was made for."""
     batch_size: int
     max_masks: int
     """Masks drawn from an image (the paper: up to 64)."""
