@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-import json
 import logging
 import os
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -15,16 +14,24 @@ import numpy as np
 from etils import epath
 
 from sam_jax.checkpoint.load import Sam, save
+from sam_jax.data.sources import Source
 from sam_jax.models import sam as sam_model
+from sam_jax.training.chips import chip_of
 from sam_jax.training.config import TrainConfig
+from sam_jax.training.flops import step_flops
 from sam_jax.training.lora import merged
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.sharding import global_batch, make_mesh, replicated
 from sam_jax.training.step import TrainState, make_step
+from train.advice import check, warnings
 from train.checkpoints import Checkpoints
 from train.data import stage_batches
+from train.embeddings import Cache
+from train.guard import NanGuard
 from train.processes import Stop, is_chief, join
-from train.start import initial_state, read_config
+from train.start import initial_state, read_config, starting_point
+from train.validation import open_data, prediction_sheet, validate
+from train.watch import Watch
 
 
 def run(config: TrainConfig) -> int:
@@ -35,9 +42,13 @@ def run(config: TrainConfig) -> int:
     say = print if is_chief() else lambda *_, **__: None
 
     # ---- state: a checkpoint of this run, else init_from, else fresh
+    config, variables = starting_point(config)
+    check(config, variables["params"])
+    for text in warnings(config, variables["params"]):
+        say(f"WARNING {text}")
     folder, notes = run_folders(config)
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)
-    state, shardings = initial_state(config, optimizer, mesh)
+    state, shardings = initial_state(config, variables, optimizer, mesh)
     checkpoints = Checkpoints(folder / "checkpoints", config)
     newest = checkpoints.newest()
     if newest is not None:
@@ -45,15 +56,24 @@ def run(config: TrainConfig) -> int:
         say(f"going on from step {newest} in {folder}")
 
     # ---- the loop
-    stop, done = Stop(), newest or 0
-    log = open_log(notes, done) if is_chief() else None
+    stop, done, skipped = Stop(), newest or 0, {}
+    watch = Watch(notes, config.total_steps, done, is_chief(), skipped, config.profile)
+    cache = None
+    if config.cache_embeddings:
+        cache = Cache(variables, config.model, notes, lambda: stop.asked(done))
+    del variables  # the state has its own
+    validation = open_data(config.validation, config.data_root)
+    tools = Tools(watch, NanGuard(notes), checkpoints, stop, cache, skipped, validation)
     ends = list(itertools.accumulate(stage.steps for stage in config.stages))
-    for number, end in enumerate(ends):
-        if done >= end or stop.asked(done):
-            continue
-        say(f"stage {number + 1}/{len(ends)}: {config.stages[number]}")
-        stage_run = StageRun(config, number, end, optimizer, shardings)
-        state, done = stage_run(state, done, checkpoints, log, stop)
+    try:
+        for number, end in enumerate(ends):
+            if done >= end or stop.asked(done):
+                continue
+            watch.say(f"stage {number + 1}/{len(ends)}: {config.stages[number]}")
+            stage_run = StageRun(config, number, end, optimizer, shardings)
+            state, done = stage_run(state, done, tools)
+    finally:
+        watch.close()
 
     # ---- the end: weights that sam_jax.load reads
     checkpoints.save(done, state)
@@ -76,6 +96,19 @@ def run_folders(config: TrainConfig) -> tuple[epath.Path, Path]:
     return folder, notes
 
 
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a stage uses besides its step: where it tells, looks, saves, stops and reads."""
+
+    watch: Watch
+    guard: NanGuard
+    checkpoints: Checkpoints
+    stop: Stop
+    cache: Cache | None
+    skipped: dict[str, str]
+    validation: dict[str, Source]
+
+
 class StageRun:
     """A stage from where the run stands to its end, saving on the way."""
 
@@ -85,78 +118,99 @@ class StageRun:
         self.mesh = shardings.step.mesh
         self.step = make_step(config, config.stages[number], optimizer, shardings)
 
-    def __call__(self, state: TrainState, done: int, checkpoints, log, stop: Stop):
-        """The state and the number of steps done at the stage's end, or where `stop` asks."""
-        config = self.config
+    def __call__(self, state: TrainState, done: int, tools: Tools):
+        """The state and the number of steps done at the stage's end, or where it was stopped."""
         data = stage_batches(
-            config,
+            self.config,
             self.number,
             done - self.begin,
+            tools.cache,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            skipped=tools.skipped,
         )
-        key, history, since = jax.random.key(config.seed + 1), [], time.time()
-        while done < self.end:
-            state, metrics = self.step(state, global_batch(self.mesh, next(data)), key)
-            history.append(metrics)
+        if data is None:
+            return state, done
+        tools.watch.set_cost(*self.cost())
+        try:
+            return self._train(state, done, data, tools)
+        finally:
+            data.close()
+
+    def cost(self) -> tuple[float | None, float | None]:
+        """FLOPs of a step and the peak of all devices; None where they are not known.
+
+        The formula counts everything as trained, so it says nothing of runs with frozen parts.
+        """
+        chip = chip_of(self.mesh.devices.flat[0].device_kind)
+        if chip is None or self.config.optim.frozen:
+            return None, None
+        flops, _ = step_flops(self.config, self.config.stages[self.number])
+        return flops, chip.peak_flops * self.mesh.size
+
+    def _train(self, state: TrainState, done: int, data, tools: Tools):
+        config, watch, guard = self.config, tools.watch, tools.guard
+        size, metrics = config.stages[self.number].batch_size, None
+        key, history, stopping = jax.random.key(config.seed + 1), [], False
+        watch.restart_clock()
+        while done < self.end and not stopping:
+            batch = next(data)
+            watch.trace(done, metrics)
+            state, metrics = self.step(state, global_batch(self.mesh, batch), key)
             done += 1
-            stopping = stop.asked(done)
+            guard.check(done, metrics, batch)
+            history.append(metrics)
+            stopping = tools.stop.asked(done)
             if done % config.log_every == 0 or done == self.end or stopping:
-                tell(config, log, done, history, time.time() - since)
-                history, since = [], time.time()
+                guard.finish()
+                row = {k: float(np.mean([jax.device_get(m[k]) for m in history])) for k in metrics}
+                watch.scalars(done, row, size * len(history))
+                history = []
             if done % config.save_every == 0 or stopping:
-                checkpoints.save(done, state)
-            if stopping:
-                break
-        data.close()
+                guard.finish()
+                tools.checkpoints.save(done, state)
+                watch.restart_clock()
+            if tools.validation and not stopping and self.validates_at(done):
+                self.validate(done, state, tools)
         return state, done
 
+    def validates_at(self, done: int) -> bool:
+        """Whether a validation follows this step: every so often, and after the last one."""
+        every = self.config.validation.every
+        return done == self.config.total_steps or bool(every) and done % every == 0
 
-def tell(config: TrainConfig, log, step: int, history: list[dict], seconds: float) -> None:
-    """Notes the means since the last call.
-
-    Raises:
-      FloatingPointError: the loss is no number.
-    """
-    row = {k: float(np.mean([jax.device_get(m[k]) for m in history])) for k in history[0]}
-    row |= {"step": step, "seconds_per_step": seconds / len(history)}
-    if not np.isfinite(row["loss"]):
-        raise FloatingPointError(
-            f"optim.lr: the loss is {row['loss']} at step {step}; try a lower rate"
-        )
-    if log is None:
-        return
-    log.write(json.dumps(row) + "\n")
-    log.flush()
-    print(
-        f"step {step}/{config.total_steps}  loss {row['loss']:.3f}  dice {row['dice']:.3f}"
-        f"  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}"
-        f"  {row['seconds_per_step']:.2f} s/step",
-        flush=True,
-    )
+    def validate(self, done: int, state: TrainState, tools: Tools) -> None:
+        """Measures the weights as they would be saved now, and draws some of their masks."""
+        sam = trained_model(self.config, state, self.mesh)
+        if sam is not None:
+            settings, sheet = self.config.validation, None
+            row = validate(sam, tools.validation, settings)
+            if settings.pictures:
+                source = next(iter(tools.validation.values()))
+                sheet = prediction_sheet(sam, source, settings.pictures)
+            tools.watch.validation(done, row, sheet)
+        tools.watch.restart_clock()
 
 
-def open_log(notes: Path, done: int):
-    """metrics.jsonl, open for rows after step `done`; those of steps that were lost are cut."""
-    path = notes / "metrics.jsonl"
-    rows = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    kept = [row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= done]
-    path.write_text("".join(kept))
-    return open(path, "a")
+def trained_model(config: TrainConfig, state: TrainState, mesh) -> Sam | None:
+    """The averaged weights, or the last ones, adapters merged; None where nobody speaks for all."""
+    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
+    variables = {"params": state.ema or state.params, "buffers": state.buffers}
+    variables = jax.device_get(gather(variables))
+    if not is_chief():
+        return None
+    variables["params"] = jax.device_get(merged(variables["params"], config.lora))
+    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False, scan_blocks=False)
+    return Sam(sam_model.SamModel(plain), variables, plain, config.name)
 
 
 def write_model(
     config: TrainConfig, state: TrainState, mesh, folder: epath.Path, notes: Path
 ) -> None:
-    """model.safetensors in the folder: the averaged weights, or the last ones; adapters merged."""
-    gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
-    variables = {"params": state.ema or state.params, "buffers": state.buffers}
-    variables = jax.device_get(gather(variables))
-    if not is_chief():
+    """model.safetensors in the folder: what `trained_model` gives."""
+    result = trained_model(config, state, mesh)
+    if result is None:
         return
-    variables["params"] = jax.device_get(merged(variables["params"], config.lora))
-    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False, scan_blocks=False)
-    result = Sam(sam_model.SamModel(plain), variables, plain, config.name)
     if "://" in str(folder):
         made = notes / "model.safetensors"
         save(result, made)

@@ -78,13 +78,16 @@ def texture_photos(source: Source) -> list[np.ndarray]:
     return photos
 
 
-def stage_batches(config: TrainConfig, number: int, start: int, **options: Any) -> Any:
-    """The endless batches of a stage from its step `start` on.
+def stage_batches(
+    config: TrainConfig, number: int, start: int, cache: Any = None, **options: Any
+) -> Any:
+    """The endless batches of a stage from its step `start` on; None where `cache` was stopped.
 
     Args:
       config: the run's.
       number: of the stage, from 0.
       start: the first step within the stage.
+      cache: a `train.embeddings.Cache`: batches have its embeddings in place of images.
       **options: for `sam_jax.data.pipeline.batches`: process_index, process_count, threads,
         prefetch, skipped.
     """
@@ -102,5 +105,12 @@ def stage_batches(config: TrainConfig, number: int, start: int, **options: Any) 
     # No pixel of the frame is made from less than one of the photo's.
     at_least = math.ceil(stage.image_size * max(1.0, stage.scale_range[1]))
     sources = read_sources(config, stage.image_size, at_least)
+    if cache is not None:
+        for i, (name, weight) in enumerate(config.photos):
+            files = None if "://" in name else Path(config.data_root) / name
+            source = cache(sources[i][0], files, stage.image_size)
+            if source is None:
+                return None
+            sources[i] = (source, weight)
     seed = config.seed + 1000 * number
     return batches(sources, pipeline, seed=seed, start_step=start, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from sam_jax.training.lora import add_adapters
 from sam_jax.training.scratch import structured_start
 from sam_jax.training.sharding import state_shardings
 from sam_jax.training.step import TrainState, init_state
+
+COMPUTED = ("dtype", "drop_path", "decoder_dropout", "remat", "scan_blocks")
+"""Fields of a model's config that change how it is computed with, not what it is."""
 
 
 def read_config(argv: list[str]) -> TrainConfig:
@@ -37,44 +41,63 @@ def read_config(argv: list[str]) -> TrainConfig:
     return tyro.cli(TrainConfig, default=found["config"](), args=argv[2:], prog="python -m train")
 
 
-def initial_variables(config: TrainConfig) -> dict:
-    """Fresh weights, or those that the config begins with, and adapters where it has them."""
-    variables = _model_variables(config)
-    if not config.lora.rank:
-        return variables
-    key = jax.random.key(config.seed + 2)
-    return variables | {"params": add_adapters(variables["params"], config.lora, key)}
+def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
+    """Fresh weights, with `init_encoder`'s encoder, or those of `init_from`, whatever their sizes.
 
+    Returns:
+      The config, its `model` with the sizes of `init_from` where that is given and its stages with
+      an image size, and the variables {"params", "buffers"}.
 
-def _model_variables(config: TrainConfig) -> dict:
+    Raises:
+      ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
+        stage's image size does not suit the model.
+    """
     if config.init_encoder:
         if config.init_from:
             raise ValueError("init_encoder: expected alone, not together with init_from")
-        return load_mae(config.init_encoder, config.model, jax.random.key(config.seed))
-    if not config.init_from:
+        variables = load_mae(config.init_encoder, config.model, jax.random.key(config.seed))
+    elif config.init_from:
+        if config.structured_start:
+            raise ValueError(
+                "structured_start: is about fresh weights, and init_from gives trained ones; leave "
+                "one of them out (--no-structured-start or --init-from '')"
+            )
+        start = load(config.init_from)
+        given = {name: getattr(config.model, name) for name in COMPUTED}
+        config = dataclasses.replace(config, model=start.config.replace(**given))
+        variables = dict(start.params)
+    else:
         key = jax.random.key(config.seed)
-        fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)
-        return structured_start(fresh, config.model) if config.structured_start else fresh
-    start = load(config.init_from)
-    if (
-        start.config.replace(
-            dtype=config.model.dtype,
-            drop_path=config.model.drop_path,
-            decoder_dropout=config.model.decoder_dropout,
-            remat=config.model.remat,
-            scan_blocks=config.model.scan_blocks,
-        )
-        != config.model
-    ):
-        raise ValueError(f"init_from: {config.init_from} is not a model of this config's shape")
-    return start.params
+        variables = jax.jit(lambda key: sam_model.init(config.model, key))(key)
+        if config.structured_start:
+            variables = structured_start(variables, config.model)
+    size = config.model.image_size
+    stages = tuple(dataclasses.replace(s, image_size=s.image_size or size) for s in config.stages)
+    config = dataclasses.replace(config, stages=stages)
+    for number, stage in enumerate(stages):
+        if stage.image_size % config.model.patch_size:
+            raise ValueError(
+                f"stages: stage {number + 1} has an image_size of {stage.image_size}; expected a "
+                f"multiple of the model's patch size {config.model.patch_size}"
+            )
+    return config, variables
 
 
 def initial_state(
-    config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh
+    config: TrainConfig, variables: dict, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> tuple[TrainState, TrainState]:
-    """The state before step 0 and its shardings, on the mesh's devices."""
-    variables = jax.device_get(initial_variables(config))
+    """The state before step 0 and its shardings, on the mesh's devices.
+
+    Args:
+      config: as `starting_point` gives it.
+      variables: likewise; they get adapters where the config has them.
+      optimizer: of the run.
+      mesh: of the devices.
+    """
+    if config.lora.rank:
+        key = jax.random.key(config.seed + 2)
+        variables = variables | {"params": add_adapters(variables["params"], config.lora, key)}
+    variables = jax.device_get(variables)
     averaged = bool(config.optim.ema)
     shapes = jax.eval_shape(lambda v: init_state(v, optimizer, averaged), variables)
     shardings = state_shardings(mesh, shapes)

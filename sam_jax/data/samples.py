@@ -110,7 +110,8 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
       config: see `PipelineConfig`.
 
     Returns:
-      image uint8 [S, S, 3]: zero outside the content, which sits at the top left.
+      image uint8 [S, S, 3]: zero outside the content, which sits at the top left. A record with
+        an "embedding" gives that instead: it is of the whole picture, unchanged (`whole_frame`).
       image_hw int32 [2]: height and width of the content in pixels.
       masks uint8 [N, M, M]: 255 * share of each cell's pixels of the model frame under the mask.
       boxes_xyxy float32 [N, 4]: first and last column and row of the mask at S resolution, pixels.
@@ -139,13 +140,38 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
     boxes = np.zeros((config.max_masks, 4), np.float32)
     for row, (coverage, box) in enumerate(drawn):
         masks[row], boxes[row] = coverage, box
-    return {
-        "image": _draw_image(image, view, rng, config),
+    if "embedding" in record:
+        seen = {"embedding": record["embedding"]}
+    else:
+        seen = {"image": _draw_image(image, view, rng, config)}
+    return seen | {
         "image_hw": np.array(view.hw, np.int32),
         "masks": masks,
         "boxes_xyxy": boxes,
         "mask_valid": np.arange(config.max_masks) < len(drawn),
     }
+
+
+def whole_frame(image: np.ndarray, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What `make_sample` makes of a picture at a scale of 1, without mirror and changed colours.
+
+    Args:
+      image: uint8 [H, W, 3].
+      image_size: S.
+
+    Returns:
+      uint8 [S, S, 3] with the picture at the top left, and int32 [2], its height and width there.
+    """
+    config = PipelineConfig(
+        image_size=image_size,
+        mask_size=image_size,
+        colour_jitter=0.0,
+        grey_probability=0.0,
+        invert_probability=0.0,
+    )
+    h, w = (max(1, round(side * image_size / max(image.shape[:2]))) for side in image.shape[:2])
+    view = _View((0.0, 0.0, 1.0, 1.0), (h, w), h * w, False, False)
+    return _draw_image(image, view, np.random.default_rng(0), config), np.array([h, w], np.int32)
 
 
 def _read_masks(record: Record, config: PipelineConfig) -> list[_Mask]:

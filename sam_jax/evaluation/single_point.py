@@ -82,15 +82,39 @@ def find_folders(paths: list[str]) -> list[Path]:
 def measure_folder(
     predictor: Any, folder: Path, clicks: int, images: int = 0, grabcut: bool = False
 ) -> Iterator[dict[str, Any]]:
-    """One row a mask: its image, area, and IoU by name of the prompt ("1", "1 oracle", "box")."""
+    """`measure_source` on a folder in SA-1B form."""
+    from sam_jax.data.sources import Sa1bFolder
+
+    source = Sa1bFolder(folder)
+    yield from measure_source(predictor, source, clicks, images, grabcut, name=folder.name)
+
+
+def measure_source(
+    predictor: Any,
+    source: Any,
+    clicks: int,
+    images: int = 0,
+    grabcut: bool = False,
+    name: str = "",
+) -> Iterator[dict[str, Any]]:
+    """One row a mask: its image, area, and IoU by name of the prompt ("1", "1 oracle", "box").
+
+    Args:
+      predictor: a `sam_jax.Predictor`, or what has its `embed` and `predict`.
+      source: of records, see `sam_jax.data.sources`; what cannot be read is printed and skipped.
+      clicks: the most clicks.
+      images: only the first so many records; 0: all.
+      grabcut: whether OpenCV's GrabCut is measured beside it.
+      name: shown beside the progress bar.
+    """
     from tqdm import tqdm
 
-    from sam_jax.data.sources import RecordError, Sa1bFolder
+    from sam_jax.data.sources import RecordError
     from sam_jax.ops.rle import decode
 
-    source, skipped = Sa1bFolder(folder), []
+    skipped = []
     count = min(images or len(source), len(source))
-    for index in tqdm(range(count), desc=folder.name, unit="image", leave=False, disable=None):
+    for index in tqdm(range(count), desc=name, unit="image", leave=False, disable=None):
         try:
             record = source[index]
         except RecordError as error:

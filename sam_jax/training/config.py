@@ -14,6 +14,7 @@ class Stage:
 
     steps: int
     image_size: int
+    """Side of the model frame in pixels; 0: what `init_from` was made for."""
     batch_size: int
     max_masks: int
     """Masks drawn from an image (the paper: up to 64)."""
@@ -112,6 +113,25 @@ class DevicesConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """What is measured now and then while training, and at the end (`train.validation`)."""
+
+    data: tuple[str, ...] = ()
+    """Folders or files, relative to the data root, in any form that is trained on; none: never."""
+    every: int = 1000
+    """Steps between two validations; the last step is always followed by one."""
+    images: int = 20
+    """The first so many images of each; 0: all."""
+    clicks: int = 3
+    automatic: int = 0
+    """Images of each that the automatic generator goes over as well."""
+    points_per_side: int = 16
+    """Of its grid."""
+    pictures: int = 4
+    """Photos of the first one on the sheet of predictions; 0: no sheet."""
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A whole run. `python -m train --config FILE --field value` changes single fields."""
 
@@ -136,9 +156,13 @@ class TrainConfig:
     augment: bool = True
     """Flips and changes of colour (the paper uses none on SA-1B)."""
     init_from: str = ""
-    """A model's name or file to start from; empty: fresh weights."""
+    """A model's name or file to start from; the sizes are its own, and of `model` only how it is
+    computed counts (`dtype`, `drop_path`, `decoder_dropout`, `remat`, `scan_blocks`). Empty: fresh
+    weights."""
     init_encoder: str = ""
     """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
+    cache_embeddings: bool = False
+    """With a frozen encoder: encode every picture once, before training, and keep the results."""
     structured_start: bool = False
     """Fresh weights that already see frequencies and look near (`sam_jax.training.scratch`)."""
     seed: int = 0
@@ -146,6 +170,9 @@ class TrainConfig:
     """Checkpoints, metrics and the final weights go to workdir/name."""
     log_every: int = 20
     save_every: int = 500
+    validation: ValidationConfig = ValidationConfig()
+    profile: tuple[int, int] = (0, 0)
+    """First step and number of steps that are traced into workdir/name/profile; 0 steps: none."""
 
     @property
     def total_steps(self) -> int:

@@ -15,7 +15,7 @@ from sam_jax.training import prompts as simulator
 from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.lora import merged
 from sam_jax.training.losses import grouping_loss, prompt_losses
-from sam_jax.training.optim import average
+from sam_jax.training.optim import average, is_frozen, path_tree
 from sam_jax.training.sharding import batch_sharding, replicated
 
 
@@ -104,6 +104,14 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
 
 
+def embed(model: SamModel, variables, batch, drop_key) -> jax.Array:
+    """Embeddings float32 [B, h, w, D] of the batch's images, or those that it brings along."""
+    if "embedding" in batch:
+        return batch["embedding"].astype(jnp.float32)
+    images = normalise(batch["image"], batch["image_hw"])
+    return model.apply(variables, images, True, method="encode", rngs={"drop_path": drop_key})
+
+
 def batch_loss(
     params, buffers, batch, key, model: SamModel, config: TrainConfig, stage: Stage, count=None
 ):
@@ -113,10 +121,13 @@ def batch_loss(
     losses and metrics of all parts then add up to those of the whole.
     """
     drop_key, prompt_key = jax.random.split(key)
+    # Nothing is computed for gradients that nobody uses, and they do not count in their norm.
+    params = path_tree(
+        params, lambda path, p: jax.lax.stop_gradient(p) if is_frozen(path, config.optim) else p
+    )
     variables = {"params": merged(params, config.lora), "buffers": buffers}
     batch = dict(batch, masks=batch["masks"].astype(jnp.float32) / 255)
-    images = normalise(batch["image"], batch["image_hw"])
-    embedding = model.apply(variables, images, True, method="encode", rngs={"drop_path": drop_key})
+    embedding = embed(model, variables, batch, drop_key)
     losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
     valid = batch["mask_valid"].astype(jnp.float32)
     count = jnp.maximum(valid.sum(), 1.0) if count is None else count
@@ -170,9 +181,10 @@ def make_step(
       shardings: where the state lies (`sharding.state_shardings` of it); None: on one device.
 
     Returns:
-      (state, batch, key) -> (state, metrics). A batch has "image" uint8 [B, S, S, 3], "image_hw"
-      int32 [B, 2], "masks" uint8 [B, N, M, M] (255 times the coverage), "boxes_xyxy" float32
-      [B, N, 4], "mask_valid" bool [B, N].
+      (state, batch, key) -> (state, metrics). A batch has "image" uint8 [B, S, S, 3] or, in its
+      place, "embedding" float [B, h, w, D]; "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
+      (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N]. Frozen
+      parameters and their averages keep every bit.
 
     Raises:
       ValueError: the batch does not divide into the parts of `config.devices.accumulate`.
@@ -184,12 +196,19 @@ def make_step(
         )
     model = SamModel(config.model)
 
+    def keep_frozen(old, new):
+        frozen = path_tree(old, lambda path, leaf: is_frozen(path, config.optim))
+        return jax.tree.map(lambda f, a, b: a if f else b, frozen, old, new)
+
     def step(state: TrainState, batch: dict, key: jax.Array):
         key = jax.random.fold_in(key, state.step)
         metrics, grads = gradients(state.params, state.buffers, batch, key, model, config, stage)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = average(state.ema, params, config.optim.ema, state.step) if config.optim.ema else {}
+        params = keep_frozen(state.params, optax.apply_updates(state.params, updates))
+        ema = {}
+        if config.optim.ema:
+            ema = average(state.ema, params, config.optim.ema, state.step)
+            ema = keep_frozen(state.ema, ema)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, params, state.buffers, opt_state, ema), metrics
 

@@ -16,7 +16,7 @@ from sam_jax.training.optim import make_optimizer
 from sam_jax.training.sharding import batch_sharding, global_batch, make_mesh, state_shardings
 from sam_jax.training.step import batch_loss, gradients, init_state, make_step
 from train.checkpoints import Checkpoints
-from train.start import initial_state
+from train.start import initial_state, starting_point
 
 MODEL = SamConfig(
     16,
@@ -61,11 +61,17 @@ def make_batch(seed: int, images: int = 8) -> dict:
     }
 
 
+def first_state(config: TrainConfig, mesh):
+    """The state before step 0, its shardings, and the optimiser."""
+    config, variables = starting_point(config)
+    optimizer = make_optimizer(config.optim, config.model, config.total_steps)
+    return *initial_state(config, variables, optimizer, mesh), optimizer
+
+
 def train(devices: int, fsdp: int, steps: int = 20, config: TrainConfig = CONFIG):
     """Losses of some steps from the same start, and the state after them."""
     mesh = make_mesh(fsdp, jax.devices()[:devices])
-    optimizer = make_optimizer(config.optim, config.model, config.total_steps)
-    state, shardings = initial_state(config, optimizer, mesh)
+    state, shardings, optimizer = first_state(config, mesh)
     step, losses = make_step(config, config.stages[0], optimizer, shardings), []
     for number in range(steps):
         batch = global_batch(mesh, make_batch(number))
@@ -103,10 +109,9 @@ def test_a_checkpoint_is_restored_on_other_devices(tmp_path):
     writer.save(2, state)
     writer.wait()
     writer.close()
-    optimizer = make_optimizer(config.optim, config.model, config.total_steps)
     for devices, fsdp in ((1, 1), (2, 2), (8, 1)):
         mesh = make_mesh(fsdp, jax.devices()[:devices])
-        fresh, shardings = initial_state(config, optimizer, mesh)
+        fresh, shardings, _ = first_state(config, mesh)
         reader = Checkpoints(tmp_path, config)
         assert reader.newest() == 2
         found = reader.restore(2, fresh, shardings)
@@ -117,8 +122,7 @@ def test_a_checkpoint_is_restored_on_other_devices(tmp_path):
 
 
 def test_a_checkpoint_of_other_data_or_another_model_is_refused(tmp_path):
-    optimizer = make_optimizer(CONFIG.optim, MODEL, 20)
-    state, shardings = initial_state(CONFIG, optimizer, make_mesh(1, jax.devices()[:1]))
+    state, shardings, _ = first_state(CONFIG, make_mesh(1, jax.devices()[:1]))
     writer = Checkpoints(tmp_path, CONFIG)
     writer.save(0, state)
     writer.wait()
@@ -128,7 +132,7 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(tmp_path):
         reader.restore(0, state, shardings)
     reader.close()
     other = dataclasses.replace(CONFIG, model=MODEL.replace(encoder_width=24))
-    fresh, places = initial_state(other, optimizer, make_mesh(1, jax.devices()[:1]))
+    fresh, places, _ = first_state(other, make_mesh(1, jax.devices()[:1]))
     reader = Checkpoints(tmp_path, other)
     with pytest.raises(ValueError, match="workdir: .* of another model"):
         reader.restore(0, fresh, places)

@@ -1,0 +1,115 @@
+"""What in a config contradicts itself, and what it will quietly unlearn."""
+
+from __future__ import annotations
+
+from sam_jax.training.config import TrainConfig
+from sam_jax.training.lora import adapted_paths
+from sam_jax.training.optim import is_frozen, path_tree
+
+ENCODER = "image_encoder/"
+IOU_HEAD = "mask_decoder/iou_head/"
+
+
+def check(config: TrainConfig, params: dict) -> None:
+    """Refuses what cannot be meant.
+
+    Args:
+      config: the run's.
+      params: the model's, without adapters; only their paths and shapes count.
+
+    Raises:
+      ValueError: nothing would be trained, or embeddings are to be cached that training changes.
+    """
+    adapted = adapted_paths(params, config.lora) if config.lora.rank else []
+    frozen = {path for path in _paths(params) if is_frozen(path, config.optim)}
+    if not adapted and frozen == set(_paths(params)):
+        raise ValueError(
+            "optim.frozen: these patterns freeze every parameter, and there are no adapters to "
+            "train; free some, or give --lora.rank 8"
+        )
+    if not config.cache_embeddings:
+        return
+    problems = []
+    if not all(path in frozen for path in _paths(params) if path.startswith(ENCODER)):
+        problems.append("the encoder is trained: --optim.frozen 'image_encoder/*'")
+    if any(path.startswith(ENCODER) for path in adapted):
+        problems.append(
+            "adapters change the encoder: --lora.rank 0, or --lora.on "
+            "'mask_decoder/transformer/*_proj/kernel'"
+        )
+    if config.augment:
+        problems.append("pictures are mirrored and coloured anew each time: --no-augment")
+    for name in ("cut_paste", "scenes"):
+        if getattr(config, name):
+            problems.append(f"{name} makes ever new pictures: --{name.replace('_', '-')} 0")
+    if any(stage.scale_range != (1.0, 1.0) for stage in config.stages):
+        problems.append("pictures are scaled at random: scale_range=(1.0, 1.0) in every stage")
+    if config.loss.grouping_weight:
+        problems.append("the grouping loss trains the encoder: --loss.grouping-weight 0")
+    if not config.photos or config.data_root == "none":
+        problems.append("there are no pictures to encode: --photos and --data-root")
+    if problems:
+        raise ValueError(
+            "cache_embeddings: every picture is encoded once, but "
+            + "; ".join(problems)
+            + "; or leave it out (--no-cache-embeddings)"
+        )
+
+
+def warnings(config: TrainConfig, params: dict) -> list[str]:
+    """What the result will not be good for, one sentence each, and how to keep it.
+
+    Args:
+      config: the run's.
+      params: the model's, without adapters.
+    """
+    said = []
+    boxes, stages = config.prompts.box_probability, config.stages
+    if boxes >= 1:
+        said.append(
+            "prompts.box_probability 1: the automatic generator and single clicks prompt with one "
+            "point, which this run never trains; their masks and predicted IoU will drift. Keep it "
+            "below 1, or use the result with boxes only"
+        )
+    if boxes <= 0:
+        said.append(
+            "prompts.box_probability 0: boxes are never trained, and their masks will drift. Keep "
+            "it above 0, or use the result with points only"
+        )
+    if all(stage.corrective_clicks + stage.mask_only_rounds == 0 for stage in stages):
+        said.append(
+            "stages: without corrective_clicks the mask for several prompts is never trained, and "
+            "second clicks will drift. Give at least one, or use the result with one prompt only"
+        )
+    decoder = [path for path in _paths(params) if path.startswith("mask_decoder/")]
+    head = [path for path in decoder if path.startswith(IOU_HEAD)]
+    head_still = all(is_frozen(path, config.optim) for path in head)
+    decoder_still = all(is_frozen(path, config.optim) for path in decoder)
+    if head and (head_still and not decoder_still or not config.loss.iou_weight):
+        said.append(
+            "the predicted IoU is not trained (optim.frozen or loss.iou_weight 0) while the masks "
+            "change: candidates are ranked by it, and the automatic generator keeps masks by it"
+        )
+    if config.lora.rank:
+        free = [p for p in adapted_paths(params, config.lora) if not is_frozen(p, config.optim)]
+        if free:
+            said.append(
+                f"lora.rank {config.lora.rank}: {len(free)} of the matrices that get adapters are "
+                f"trained themselves as well, such as {free[0]}; freeze them with optim.frozen"
+            )
+    if config.loss.grouping_weight and _encoder_is_still(config, params):
+        said.append("loss.grouping_weight: does nothing, the encoder is frozen")
+    return said
+
+
+def _encoder_is_still(config: TrainConfig, params: dict) -> bool:
+    adapted = adapted_paths(params, config.lora) if config.lora.rank else []
+    encoder = [path for path in _paths(params) if path.startswith(ENCODER)]
+    frozen = all(is_frozen(path, config.optim) for path in encoder)
+    return frozen and not any(path.startswith(ENCODER) for path in adapted)
+
+
+def _paths(params: dict) -> list[str]:
+    paths: list[str] = []
+    path_tree(params, lambda path, leaf: paths.append(path))
+    return paths
