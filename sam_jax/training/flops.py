@@ -137,13 +137,9 @@ def decoder_flops(
     up = _product(length, d, d) + _product(4 * length, d // 4, d // 2)
     heads = _product(1, d, d) * 2 + _product(1, d, d // 8)
     iou = _mlp_flops(d, c.iou_head_width, c.num_masks, c.iou_head_depth)
-    total += n * (up + mask_product_flops(c, grid_hw) + c.num_masks * heads + iou)
+    masks = _product(16 * length, d // 8, c.num_masks)
+    total += n * (up + masks + c.num_masks * heads + iou)
     return total + (n * _mask_prompt_flops(c, length) if mask_prompts else 0)
-
-
-def mask_product_flops(config: SamConfig, grid_hw: tuple[int, int]) -> int:
-    """The last product of one prompt's decoder: upscaled pixels times the masks' heads."""
-    return _product(16 * grid_hw[0] * grid_hw[1], config.embed_dim // 8, config.num_masks)
 
 
 def _mlp_flops(inputs: int, width: int, out: int, depth: int) -> int:
@@ -171,6 +167,6 @@ def step_flops(config: TrainConfig, stage: Stage) -> tuple[int, int]:
     rounds = decoder_flops(c, (side, side), tokens, n)
     rounds += later * decoder_flops(c, (side, side), tokens, n, mask_prompts=True)
     model += 3 * rounds
-    if config.prompts.remat:  # all of a round again, but for its last product
-        extra += rounds - (1 + later) * n * mask_product_flops(c, (side, side))
+    if config.prompts.remat:
+        extra += rounds
     return stage.batch_size * model, stage.batch_size * (model + extra)

@@ -78,11 +78,17 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     def feed_back(logits):
         return logits if config.prompts.mask_gradient else jax.lax.stop_gradient(logits)
 
-    decode_round = jax.checkpoint(decode) if config.prompts.remat else decode
+    def decode_round(prompts, several):
+        """Logits, predicted IoU, and the losses of the single mask or of the best of the three."""
+        logits, iou = decode(prompts)
+        masks = slice(0, 1) if several else slice(1, None)
+        chosen, scores = at_target_size(logits[:, :, masks]), iou[:, :, masks]
+        return logits, iou, prompt_losses(chosen, scores, target, **loss)
+
+    if config.prompts.remat:
+        decode_round = jax.checkpoint(decode_round, static_argnums=1)
     prompts = first_prompts(first_key, batch, config, stage)
-    logits, iou = decode_round(prompts)
-    three = at_target_size(logits[:, :, 1:])
-    losses = prompt_losses(three, iou[:, :, 1:], target, **loss)
+    logits, iou, losses = decode_round(prompts, False)
     likeliest = jnp.argmax(iou[:, :, 1:], 2)[:, :, None, None, None]
     last = jnp.take_along_axis(logits[:, :, 1:], likeliest, 2)[:, :, 0]
     is_click = simulator.click_schedule(order_key, stage.corrective_clicks, stage.mask_only_rounds)
@@ -93,8 +99,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
         point, label = simulator.corrective_click(key, at_target_size(last), target, content, side)
         points = points.at[:, :, index + 2].set(point)
         labels = labels.at[:, :, index + 2].set(jnp.where(clicked, label, EMPTY))
-        logits, iou = decode_round(Prompts(points, labels, masks=feed_back(last)))
-        losses = prompt_losses(at_target_size(logits[:, :, :1]), iou[:, :, :1], target, **loss)
+        logits, _, losses = decode_round(Prompts(points, labels, masks=feed_back(last)), True)
         return (points, labels, logits[:, :, 0]), losses
 
     rounds = is_click.shape[0]
