@@ -131,12 +131,24 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"scenes: .* started with 0.0, got 0.5"):
         reader.restore(0, state, shardings)
     reader.close()
+    reader = Checkpoints(tmp_path, dataclasses.replace(CONFIG, stages=(_longer(40),)))
+    jax.tree.map(np.testing.assert_array_equal, reader.restore(0, state, shardings), state)
+    reader.close()
+    smaller = dataclasses.replace(_longer(20), batch_size=4)
+    reader = Checkpoints(tmp_path, dataclasses.replace(CONFIG, stages=(smaller,)))
+    with pytest.raises(ValueError, match="stages: .* started with .*'batch_size': 8"):
+        reader.restore(0, state, shardings)
+    reader.close()
     other = dataclasses.replace(CONFIG, model=MODEL.replace(encoder_width=24))
     fresh, places, _ = first_state(other, make_mesh(1, jax.devices()[:1]))
     reader = Checkpoints(tmp_path, other)
     with pytest.raises(ValueError, match="workdir: .* of another model"):
         reader.restore(0, fresh, places)
     reader.close()
+
+
+def _longer(steps: int) -> Stage:
+    return dataclasses.replace(STAGE, steps=steps)
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_its_parts():
