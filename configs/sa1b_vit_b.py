@@ -3,9 +3,9 @@
     python -m train --config configs/sa1b_vit_b.py --data-root DIR \
         --init-encoder mae_pretrain_vit_base.pth --devices.coordinator auto
 
-DIR holds `sa1b/`, the tars as they are downloaded or unpacked. Hardware: any slice of the README's
-table (`python -m train.compile_check` says whether a slice is large enough); the paper took 128
-GPUs. --devices.fsdp must divide the number of devices.
+DIR holds `sa1b/`, the tars as they are downloaded or unpacked. Hardware: a slice of up to 128
+chips (`python -m train.compile_check` says whether it is large enough; none has been tried); the
+paper took 128 GPUs. --devices.fsdp must divide the number of devices.
 
 From the paper: 180,000 steps of 128 images, rate 8e-4, layer decay 0.6, drop path 0.6; the rest as
 for ViT-H (sa1b_vit_h.py, which also lists what the paper leaves open and whom it then follows).

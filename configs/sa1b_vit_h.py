@@ -3,9 +3,10 @@
     python -m train --config configs/sa1b_vit_h.py --data-root DIR \
         --init-encoder mae_pretrain_vit_huge.pth --devices.coordinator auto
 
-DIR holds `sa1b/`, the tars as they are downloaded or unpacked. Hardware: a v5e:16x16 slice or any
-other of the README's table (`python -m train.compile_check` says whether a slice is large enough);
-the paper took 68 hours on 256 A100. --devices.fsdp must divide the number of devices.
+DIR holds `sa1b/`, the tars as they are downloaded or unpacked. Hardware: a v5e:16x16 slice
+takes 5.9 of its 17.2 GB a chip, and `python -m train.compile_check` says of any other whether it is
+large enough (none has been tried); the paper took 68 hours on 256 A100. --devices.fsdp must divide
+the number of devices.
 
 From the paper: AdamW (0.9, 0.999), rate 8e-4 after 250 steps of warmup, divided by 10 after 60,000
 and 86,666 of 90,000 steps; batch 256, up to 64 masks an image; weight decay 0.1, drop path 0.4,
