@@ -1,0 +1,100 @@
+"""Configs that contradict themselves, and those that unlearn something."""
+
+import dataclasses
+
+import jax
+import pytest
+
+from sam_jax.models.sam import init
+from sam_jax.training.config import LoraConfig, LossConfig, OptimConfig, PromptConfig, Stage
+from tests.training.test_step import CONFIG, SMALL
+from train.advice import check, warnings
+from train.start import starting_point
+
+CACHED = dataclasses.replace(
+    CONFIG,
+    optim=OptimConfig(frozen=("image_encoder/*",)),
+    cache_embeddings=True,
+    augment=False,
+    photos=(("own", 1.0),),
+)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.eval_shape(lambda key: init(SMALL, key), jax.random.key(0))["params"]
+
+
+def test_what_fits_together_is_accepted_in_silence(params):
+    for config in (CONFIG, CACHED):
+        check(config, params)
+        assert warnings(config, params) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"optim": OptimConfig(frozen=("image_encoder/block_0/*",))}, "frozen 'image_encoder/*'"),
+        ({"augment": True}, "--no-augment"),
+        ({"cut_paste": 0.5}, "--cut-paste 0"),
+        ({"scenes": 0.5}, "--scenes 0"),
+        ({"lora": LoraConfig(rank=2)}, "--lora.rank 0, or --lora.on 'mask_decoder/"),
+        ({"stages": (Stage(9, 32, 2, 2, scale_range=(0.5, 1.0)),)}, "scale_range=(1.0, 1.0)"),
+        ({"loss": LossConfig(grouping_weight=0.1)}, "--loss.grouping-weight 0"),
+        ({"photos": ()}, "--photos and --data-root"),
+    ],
+)
+def test_what_contradicts_cached_embeddings_says_what_to_change(params, changes, hint):
+    with pytest.raises(ValueError, match="cache_embeddings: every picture is encoded once") as e:
+        check(dataclasses.replace(CACHED, **changes), params)
+    assert hint in str(e.value) and str(e.value).endswith("--no-cache-embeddings)")
+    assert str(e.value).count(";") == 1  # one problem, one way out
+
+
+def test_adapters_on_the_decoder_go_with_cached_embeddings(params):
+    lora = LoraConfig(rank=2, on=("mask_decoder/transformer/*_proj/kernel",))
+    frozen = OptimConfig(frozen=("image_encoder/*", "mask_decoder/*"))
+    check(dataclasses.replace(CACHED, lora=lora, optim=frozen), params)
+
+
+def test_nothing_to_train(params):
+    frozen = OptimConfig(frozen=("*",))
+    with pytest.raises(ValueError, match="freeze every parameter"):
+        check(dataclasses.replace(CONFIG, optim=frozen), params)
+    check(dataclasses.replace(CONFIG, optim=frozen, lora=LoraConfig(rank=2)), params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"prompts": PromptConfig(box_probability=1.0)}, "automatic generator and single clicks"),
+        ({"prompts": PromptConfig(box_probability=0.0)}, "boxes are never trained"),
+        ({"stages": (Stage(9, 32, 2, 2, 0, 0),)}, "second clicks will drift"),
+        ({"optim": OptimConfig(frozen=("mask_decoder/iou_head/*",))}, "predicted IoU is not"),
+        ({"loss": LossConfig(iou_weight=0.0)}, "predicted IoU is not trained"),
+        ({"lora": LoraConfig(rank=2)}, "freeze them with optim.frozen"),
+    ],
+)
+def test_what_will_be_unlearned_is_said(params, changes, words):
+    (said,) = warnings(dataclasses.replace(CONFIG, **changes), params)
+    assert words in said
+
+
+def test_the_checkpoint_decides_the_sizes():
+    model = SMALL.replace(dtype="bfloat16", drop_path=0.25, remat=True)
+    config = dataclasses.replace(
+        CONFIG, model=model, init_from="tiny", stages=(Stage(9, 0, 2, 2), Stage(9, 256, 2, 2))
+    )
+    started, variables = starting_point(config)
+    assert started.model.encoder_width == 192 and started.model.encoder_depth == 8
+    assert (started.model.dtype, started.model.drop_path, started.model.remat) == (
+        "bfloat16",
+        0.25,
+        True,
+    )
+    assert [stage.image_size for stage in started.stages] == [512, 256]
+    assert variables["params"]["image_encoder"]["pos_embed"].shape == (1, 32, 32, 192)
+    with pytest.raises(ValueError, match="structured_start: is about fresh weights"):
+        starting_point(dataclasses.replace(config, structured_start=True))
+    with pytest.raises(ValueError, match="stage 1 has an image_size of 250; .* patch size 16"):
+        starting_point(dataclasses.replace(config, stages=(Stage(9, 250, 2, 2),)))
