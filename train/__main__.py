@@ -16,7 +16,9 @@ from etils import epath
 from sam_jax.checkpoint.load import Sam, save
 from sam_jax.data.sources import Source
 from sam_jax.models import sam as sam_model
+from sam_jax.training.chips import chip_of
 from sam_jax.training.config import TrainConfig
+from sam_jax.training.flops import step_flops
 from sam_jax.training.lora import merged
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.sharding import global_batch, make_mesh, replicated
@@ -129,10 +131,22 @@ class StageRun:
         )
         if data is None:
             return state, done
+        tools.watch.set_cost(*self.cost())
         try:
             return self._train(state, done, data, tools)
         finally:
             data.close()
+
+    def cost(self) -> tuple[float | None, float | None]:
+        """FLOPs of a step and the peak of all devices; None where they are not known.
+
+        The formula counts everything as trained, so it says nothing of runs with frozen parts.
+        """
+        chip = chip_of(self.mesh.devices.flat[0].device_kind)
+        if chip is None or self.config.optim.frozen:
+            return None, None
+        flops, _ = step_flops(self.config, self.config.stages[self.number])
+        return flops, chip.peak_flops * self.mesh.size
 
     def _train(self, state: TrainState, done: int, data, tools: Tools):
         config, watch, guard = self.config, tools.watch, tools.guard
@@ -186,7 +200,7 @@ def trained_model(config: TrainConfig, state: TrainState, mesh) -> Sam | None:
     if not is_chief():
         return None
     variables["params"] = jax.device_get(merged(variables["params"], config.lora))
-    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False)
+    plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False, scan_blocks=False)
     return Sam(sam_model.SamModel(plain), variables, plain, config.name)
 
 

@@ -70,7 +70,7 @@ class Checkpoints:
     def _check_data(self, before: dict) -> None:
         now = _as_json(dataclasses.asdict(self._config))
         for name in DATA_FIELDS:
-            if before.get(name) != now[name]:
+            if _positions(before).get(name) != _positions(now)[name]:
                 raise ValueError(
                     f"{name}: the run in this workdir was started with {before.get(name)}, got "
                     f"{now[name]}; use what it was started with, or choose another --name"
@@ -83,6 +83,12 @@ class Checkpoints:
     def close(self) -> None:
         """Ends the writing threads."""
         self._manager.close()
+
+
+def _positions(config: dict) -> dict:
+    """The config without the length of its last stage: a run may be made longer."""
+    *stages, last = config["stages"]
+    return config | {"stages": [*stages, last | {"steps": None}]}
 
 
 def _as_json(value: Any) -> Any:

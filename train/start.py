@@ -12,6 +12,7 @@ import tyro
 from jax.sharding import Mesh
 
 from sam_jax.checkpoint.load import load
+from sam_jax.checkpoint.mae import load_mae
 from sam_jax.models import sam as sam_model
 from sam_jax.training.config import TrainConfig
 from sam_jax.training.lora import add_adapters
@@ -19,7 +20,7 @@ from sam_jax.training.scratch import structured_start
 from sam_jax.training.sharding import state_shardings
 from sam_jax.training.step import TrainState, init_state
 
-COMPUTED = ("dtype", "drop_path", "decoder_dropout", "remat")
+COMPUTED = ("dtype", "drop_path", "decoder_dropout", "remat", "scan_blocks")
 """Fields of a model's config that change how it is computed with, not what it is."""
 
 
@@ -41,7 +42,7 @@ def read_config(argv: list[str]) -> TrainConfig:
 
 
 def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
-    """Fresh weights, or those of `init_from`, whatever their sizes.
+    """Fresh weights, with `init_encoder`'s encoder, or those of `init_from`, whatever their sizes.
 
     Returns:
       The config, its `model` with the sizes of `init_from` where that is given and its stages with
@@ -51,7 +52,11 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
       ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
         stage's image size does not suit the model.
     """
-    if config.init_from:
+    if config.init_encoder:
+        if config.init_from:
+            raise ValueError("init_encoder: expected alone, not together with init_from")
+        variables = load_mae(config.init_encoder, config.model, jax.random.key(config.seed))
+    elif config.init_from:
         if config.structured_start:
             raise ValueError(
                 "structured_start: is about fresh weights, and init_from gives trained ones; leave "

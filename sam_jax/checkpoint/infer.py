@@ -17,7 +17,14 @@ from sam_jax.models.config import CONFIGS, SamConfig
 MAX_DEPTH = 512
 MAX_SIZE = 1 << 16
 
-NOT_IN_SHAPES = ("decoder_heads", "dtype", "drop_path", "decoder_dropout", "remat")
+NOT_IN_SHAPES = (
+    "decoder_heads",
+    "dtype",
+    "drop_path",
+    "decoder_dropout",
+    "remat",
+    "scan_blocks",
+)
 """Fields of a config that no tensor's shape depends on."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,13 +58,10 @@ def rel_pos_attention(
         out = _folded(q, k, v, bias_h, bias_w, precision)
     else:
         out = jax.lax.platform_dependent(
-            q,
-            k,
-            v,
-            bias_h,
-            bias_w,
-            cpu=lambda *args: _by_rows(*args, precision),
-            default=lambda *args: _folded(*args, precision),
+            *(q, k, v, bias_h, bias_w),
+            cpu=functools.partial(_by_images_and_rows, precision=precision),
+            tpu=functools.partial(_by_rows, precision=precision),
+            default=functools.partial(_folded, precision=precision),
         )
     return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
 
@@ -98,29 +97,46 @@ def _softmax_values(scores, v, precision):
     return (out / total).astype(v.dtype)
 
 
+def _by_images_and_rows(q, k, v, bias_h, bias_w, precision):
+    """As `_by_rows`, one image after the other: the scores fit a CPU's cache."""
+    if q.shape[0] == 1:
+        return _by_rows(q, k, v, bias_h, bias_w, precision)
+
+    def image(args):
+        return _by_rows(*(x[None] for x in args), precision)[0]
+
+    return jax.lax.map(image, (q, k, v, bias_h, bias_w))
+
+
 def _by_rows(q, k, v, bias_h, bias_w, precision, rows: int = 4):
-    """A few image rows of queries of one head at a time: the scores fit a CPU's cache."""
+    """A few image rows of queries of one head at a time, for all images together.
+
+    No loop runs over images: were they split over devices, every device would fetch and compute
+    all of them. The backward pass computes the scores again and never holds them all.
+    """
     b, n, length, d = q.shape
     h, w = bias_h.shape[-1], bias_w.shape[-1]
     while h % rows:
         rows -= 1
-    split = (b * n, h // rows, rows * w)
-    q = (q * d**-0.5).reshape(*split, d)
-    bias_h, bias_w = bias_h.reshape(*split, h, 1), bias_w.reshape(*split, 1, w)
-    k, v = k.reshape(b * n, length, d), v.reshape(b * n, length, d)
+
+    def blocks(x):
+        """[B, N, L, C] -> [N, blocks, B, rows * w, C]: heads and blocks are looped over."""
+        return x.reshape(b, n, h // rows, rows * w, -1).transpose(1, 2, 0, 3, 4)
 
     def head(args):
         q, k, v, bias_h, bias_w = args
 
+        @functools.partial(jax.checkpoint, prevent_cse=False)
         def block(args):
             q, bias_h, bias_w = args
             scores = jnp.einsum(
-                "qd,kd->qk", q, k, precision=precision, preferred_element_type=jnp.float32
+                "bqd,bkd->bqk", q, k, precision=precision, preferred_element_type=jnp.float32
             )
-            scores = (scores.reshape(-1, h, w) + bias_h + bias_w).reshape(-1, length)
-            return _softmax_values(scores, v, precision)
+            scores = scores.reshape(b, -1, h, w) + bias_h[..., None] + bias_w[:, :, None]
+            return _softmax_values(scores.reshape(b, -1, length), v, precision)
 
         return jax.lax.map(block, (q, bias_h, bias_w))
 
-    out = jax.lax.map(head, (q, k, v, bias_h, bias_w))
-    return out.reshape(b, n, length, d)
+    k, v = (x.transpose(1, 0, 2, 3) for x in (k, v))
+    out = jax.lax.map(head, (blocks(q * d**-0.5), k, v, blocks(bias_h), blocks(bias_w)))
+    return out.transpose(2, 0, 1, 3, 4).reshape(b, n, length, d)

@@ -43,6 +43,9 @@ class SamConfig:
     """Dropout in the decoder's attention and MLP sublayers (the paper trains with 0.1)."""
     remat: bool = False
     """Recompute each encoder block in the backward pass instead of keeping what it computed."""
+    scan_blocks: bool = False
+    """Run the encoder's blocks as a loop: the same numbers, a program that compiles many times
+    faster, and under FSDP the parameters of one block at a time."""
 
     def __post_init__(self) -> None:
         if self.image_size % self.patch_size:
@@ -61,6 +64,12 @@ class SamConfig:
     def grid(self) -> int:
         """Side of the embedding that the position tables were trained for, in patches."""
         return self.image_size // self.patch_size
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Each encoder block's window side; 0 where it attends globally."""
+        blocks = range(self.encoder_depth)
+        return tuple(0 if i in self.global_blocks else self.window_size for i in blocks)
 
     @property
     def num_masks(self) -> int:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sam_jax.models.attention import rel_pos_attention
 from sam_jax.models.config import SamConfig
@@ -56,20 +59,18 @@ class Block(nn.Module):
 
     config: SamConfig
     window: int
-    drop_path: float
-
-    def _drop(self, x: jax.Array, train: bool) -> jax.Array:
-        """Stochastic depth: the branch of an image is dropped whole."""
-        if not train or self.drop_path == 0.0:
-            return x
-        keep = 1.0 - self.drop_path
-        kept = jax.random.bernoulli(self.make_rng("drop_path"), keep, (x.shape[0], 1, 1, 1))
-        return x * (kept / keep).astype(x.dtype)
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, branch_scale: jax.Array | None = None) -> jax.Array:
+        """Maps [B, h, w, D] to such; `branch_scale` [2, B] multiplies the two branches."""
         c = self.config
         hw = x.shape[1:3]
+
+        def scaled(y, i):
+            if branch_scale is None:
+                return y
+            return y * branch_scale[i][:, None, None, None].astype(y.dtype)
+
         y = norm(ENCODER_EPS, "norm1")(x).astype(c.dtype)
         if self.window:  # padding comes after the norm, and padded tokens are attended to
             y = partition_windows(y, self.window)
@@ -78,10 +79,10 @@ class Block(nn.Module):
             y = join_windows(y, hw)
         # Without barriers XLA may compute the sum of all later branches' gradients anew in each
         # of its readers (make_step in sam_jax.training.step).
-        x = jax.lax.optimization_barrier(x + self._drop(y, train))
+        x = jax.lax.optimization_barrier(x + scaled(y, 0))
         y = norm(ENCODER_EPS, "norm2")(x).astype(c.dtype)
         y = gelu(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y))
-        x = x + self._drop(dense(c, c.encoder_width, "lin2")(y), train)
+        x = x + scaled(dense(c, c.encoder_width, "lin2")(y), 1)
         return jax.lax.optimization_barrier(x)
 
 
@@ -107,12 +108,23 @@ class ImageEncoder(nn.Module):
             (1, c.grid, c.grid, c.encoder_width),
         )
         x = x + resize_hw(table, hw, (1, 2), "cubic").astype(x.dtype)
-        block = nn.remat(Block, static_argnums=(2,)) if c.remat else Block
-        for i in range(c.encoder_depth):
-            window = 0 if i in c.global_blocks else c.window_size
-            rate = c.drop_path * i / max(c.encoder_depth - 1, 1)
-            x = block(c, window, rate, name=f"block_{i}")(x, train)
+        scales = self._branch_scales(b) if train and c.drop_path else None
+        if c.scan_blocks and not self.is_initializing():
+            x = _loop_over_blocks(c, self.variables["params"], x, scales)
+        else:
+            block = nn.remat(Block) if c.remat else Block
+            for i, window in enumerate(c.windows):
+                scale = None if scales is None else scales[i]
+                x = block(c, window, name=f"block_{i}")(x, scale)
         return self._neck(x)
+
+    def _branch_scales(self, images: int) -> jax.Array:
+        """float32 [depth, 2, B], stochastic depth: an image's branch is dropped (0) or grows."""
+        c = self.config
+        rates = c.drop_path * np.arange(c.encoder_depth) / max(c.encoder_depth - 1, 1)
+        keep = (1.0 - rates)[:, None, None].astype(np.float32)
+        shape = (c.encoder_depth, 2, images)
+        return jax.random.bernoulli(self.make_rng("drop_path"), keep, shape) / keep
 
     def _neck(self, x: jax.Array) -> jax.Array:
         c = self.config
@@ -130,3 +142,45 @@ class ImageEncoder(nn.Module):
             name="neck_conv2",
         )(x)
         return norm(ENCODER_EPS, "neck_norm2")(x)
+
+
+def _loop_over_blocks(c: SamConfig, params: dict, x: jax.Array, scales: jax.Array | None):
+    """All blocks as a loop over equal groups of them, and in a group over runs of like ones.
+
+    In ViT-B, L and H every group is some windowed blocks and a global one, so that a program of
+    two blocks is compiled instead of 12, 24 or 32.
+    """
+    period = next(
+        n
+        for n in range(1, c.encoder_depth + 1)
+        if c.encoder_depth % n == 0 and c.windows == c.windows[:n] * (c.encoder_depth // n)
+    )
+    runs = [
+        (window, [i for i, _ in run])
+        for window, run in itertools.groupby(enumerate(c.windows[:period]), lambda pair: pair[1])
+    ]
+
+    def stack(places, leaf_of):
+        """[groups, run, ...] of what belongs to the blocks at these places of a group."""
+        blocks = [g + i for g in range(0, c.encoder_depth, period) for i in places]
+        shape = (-1, len(places))
+        return jax.tree.map(
+            lambda *leaves: jnp.stack(leaves).reshape(*shape, *leaves[0].shape),
+            *[leaf_of(i) for i in blocks],
+        )
+
+    def group(x, xs):
+        for (window, _), run in zip(runs, xs, strict=True):
+            block = Block(c, window, parent=None)
+
+            def one(x, params_scale, block=block):
+                params, scale = params_scale
+                return block.apply({"params": params}, x, scale), None
+
+            x, _ = jax.lax.scan(jax.checkpoint(one, prevent_cse=False) if c.remat else one, x, run)
+        return x, None
+
+    def leaves(i):
+        return params[f"block_{i}"], None if scales is None else scales[i]
+
+    return jax.lax.scan(group, x, [stack(places, leaves) for _, places in runs])[0]

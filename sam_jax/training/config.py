@@ -51,6 +51,9 @@ class PromptConfig:
     """Whether gradients flow through the mask that is fed back (in SAM 2 they do)."""
     remat: bool = True
     """Recompute each round's decoder in the backward pass: memory of one round, not of all."""
+    unroll: bool = True
+    """Write the rounds after the first out one by one (a CPU runs them faster); False: a loop,
+    whose body is compiled once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +156,11 @@ class TrainConfig:
     augment: bool = True
     """Flips and changes of colour (the paper uses none on SA-1B)."""
     init_from: str = ""
-    """A model's name or file to start from; the sizes are its own, and of `model` only `dtype`,
-    `drop_path`, `decoder_dropout` and `remat` count. Empty: fresh weights."""
+    """A model's name or file to start from; the sizes are its own, and of `model` only how it is
+    computed counts (`dtype`, `drop_path`, `decoder_dropout`, `remat`, `scan_blocks`). Empty: fresh
+    weights."""
+    init_encoder: str = ""
+    """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
     cache_embeddings: bool = False
     """With a frozen encoder: encode every picture once, before training, and keep the results."""
     structured_start: bool = False

@@ -78,11 +78,17 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     def feed_back(logits):
         return logits if config.prompts.mask_gradient else jax.lax.stop_gradient(logits)
 
-    decode_round = jax.checkpoint(decode) if config.prompts.remat else decode
+    def decode_round(prompts, several):
+        """Logits, predicted IoU, and the losses of the single mask or of the best of the three."""
+        logits, iou = decode(prompts)
+        masks = slice(0, 1) if several else slice(1, None)
+        chosen, scores = at_target_size(logits[:, :, masks]), iou[:, :, masks]
+        return logits, iou, prompt_losses(chosen, scores, target, **loss)
+
+    if config.prompts.remat:
+        decode_round = jax.checkpoint(decode_round, static_argnums=1)
     prompts = first_prompts(first_key, batch, config, stage)
-    logits, iou = decode_round(prompts)
-    three = at_target_size(logits[:, :, 1:])
-    losses = prompt_losses(three, iou[:, :, 1:], target, **loss)
+    logits, iou, losses = decode_round(prompts, False)
     likeliest = jnp.argmax(iou[:, :, 1:], 2)[:, :, None, None, None]
     last = jnp.take_along_axis(logits[:, :, 1:], likeliest, 2)[:, :, 0]
     is_click = simulator.click_schedule(order_key, stage.corrective_clicks, stage.mask_only_rounds)
@@ -93,13 +99,13 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
         point, label = simulator.corrective_click(key, at_target_size(last), target, content, side)
         points = points.at[:, :, index + 2].set(point)
         labels = labels.at[:, :, index + 2].set(jnp.where(clicked, label, EMPTY))
-        logits, iou = decode_round(Prompts(points, labels, masks=feed_back(last)))
-        losses = prompt_losses(at_target_size(logits[:, :, :1]), iou[:, :, :1], target, **loss)
+        logits, _, losses = decode_round(Prompts(points, labels, masks=feed_back(last)), True)
         return (points, labels, logits[:, :, 0]), losses
 
     rounds = is_click.shape[0]
     xs = (jnp.arange(rounds), is_click, jax.random.split(click_key, rounds))
-    _, later = jax.lax.scan(later_round, (prompts.points, prompts.labels, last), xs, unroll=True)
+    carry, unroll = (prompts.points, prompts.labels, last), config.prompts.unroll
+    _, later = jax.lax.scan(later_round, carry, xs, unroll=unroll)
     return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
 
 
@@ -154,15 +160,15 @@ def gradients(params, buffers, batch, key, model: SamModel, config: TrainConfig,
     # Part i takes images i, i + parts, ...: every device keeps the images that it has.
     batch = {name: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for name, x in batch.items()}
 
-    def add(total, part):
+    def of_part(part):
         batch, key = part
         (loss, metrics), grads = gradient(params, buffers, batch, key, model, config, stage, count)
-        return jax.tree.map(jnp.add, total, (metrics | {"loss": loss}, grads)), None
+        return metrics | {"loss": loss}, grads
 
     xs = (batch, jax.random.split(key, parts))
-    shapes = jax.eval_shape(lambda x: add(0, x)[0], jax.tree.map(lambda x: x[0], xs))
+    shapes = jax.eval_shape(of_part, jax.tree.map(lambda x: x[0], xs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    return jax.lax.scan(add, zeros, xs)[0]
+    return jax.lax.scan(lambda sum, x: (jax.tree.map(jnp.add, sum, of_part(x)), None), zeros, xs)[0]
 
 
 def make_step(

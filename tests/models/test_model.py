@@ -147,6 +147,24 @@ def test_rematerialisation_and_gradients(variables):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * max(1e-6, np.abs(a).max()))
 
 
+@pytest.mark.parametrize("depth, global_blocks", [(4, (1, 3)), (3, (1,))])
+def test_a_loop_over_blocks_computes_the_same(depth, global_blocks):
+    config = SMALL.replace(encoder_depth=depth, global_blocks=global_blocks, drop_path=0.5)
+    variables, x = lively_variables(config, seed=5), picture(112, 80, 3)
+
+    def loss(v, loop):
+        model = SamModel(config.replace(scan_blocks=loop, remat=loop))
+        rngs = {"drop_path": jax.random.key(0)}
+        z = model.apply(v, x, True, method="encode", rngs=rngs)
+        return (z**3).sum(), z
+
+    gradient = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (plain, z), (looped, z_looped) = (gradient(variables, loop) for loop in (False, True))
+    assert difference(z_looped, z) < 1e-5
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3 * max(1e-6, np.abs(a).max()))
+
+
 def test_bfloat16_is_close_and_keeps_float32_outputs(variables):
     config = SMALL.replace(dtype="bfloat16")
     x = picture(112, 112)

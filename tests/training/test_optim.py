@@ -98,6 +98,34 @@ def test_adamw_step_by_step():
     )
 
 
+@pytest.mark.torch
+def test_adamw_is_that_of_torch():
+    """torch.optim.AdamW, a group for each tensor, over 12 steps with the same gradients."""
+    import torch
+
+    config = OptimConfig(lr=1e-2, warmup=4, milestones=(0.6, 0.8), layer_decay=0.8)
+    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    optimizer, total = make_optimizer(config, SMALL, 12), 12
+    state, rate = optimizer.init(params), learning_rate(config, total)
+    update = jax.jit(optimizer.update)
+    theirs = [torch.nn.Parameter(torch.tensor(np.array(x))) for x in jax.tree.leaves(params)]
+    scales = jax.tree.leaves(path_tree(params, lambda path, p: layer_scale(path, SMALL, 0.8)))
+    decays = jax.tree.leaves(path_tree(params, lambda path, p: 0.1 * is_decayed(path, p.shape)))
+    groups = [{"params": [p], "weight_decay": d} for p, d in zip(theirs, decays, strict=True)]
+    reference = torch.optim.AdamW(groups, betas=config.betas, eps=1e-8)
+    rng = np.random.default_rng(0)
+    for step in range(total):
+        grads = [rng.normal(0, 0.1, p.shape).astype(np.float32) for p in theirs]
+        for p, g, group, scale in zip(theirs, grads, reference.param_groups, scales, strict=True):
+            p.grad, group["lr"] = torch.tensor(g), float(rate(step)) * scale
+        reference.step()
+        grads = jax.tree.unflatten(jax.tree.structure(params), grads)
+        updates, state = update(grads, state, params)
+        params = jax.tree.map(jnp.add, params, updates)
+        for ours, p in zip(jax.tree.leaves(params), theirs, strict=True):
+            np.testing.assert_allclose(ours, p.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
 def test_muon_steps_along_orthogonal_matrices_and_adam_takes_the_rest():
     config = OptimConfig(
         name="muon", lr=1e-3, muon_lr=4e-3, warmup=1, layer_decay=1.0, weight_decay=0.0

@@ -163,6 +163,18 @@ def test_rematerialisation_changes_nothing_but_memory(variables):
     )
 
 
+def test_rounds_in_a_loop_are_the_rounds_one_by_one(variables):
+    batch, stage = make_batch(), Stage(1, 32, 2, 3, 2, 1)
+    results = []
+    for unroll in (True, False):
+        config = dataclasses.replace(
+            CONFIG, stages=(stage,), prompts=PromptConfig(remat=False, unroll=unroll)
+        )
+        (loss, metrics), grads = loss_and_grads(variables, batch, config)
+        results.append((loss, metrics, grads))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), *results)
+
+
 def test_first_prompts_are_half_boxes_half_points():
     batch = make_batch()
     batch = {k: np.repeat(v, 200, 0) for k, v in batch.items()}
