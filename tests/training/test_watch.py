@@ -112,7 +112,7 @@ def test_steps_are_profiled(tmp_path, capsys):
         watch.trace(step, x)
         x = jnp.tanh(x + 1)
     watch.close()
-    assert capsys.readouterr().out.count("profile: ") == 1
+    assert capsys.readouterr().out.count("ui.perfetto.dev") == 1
     assert len(list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))) == 1
 
 
