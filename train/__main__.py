@@ -220,7 +220,7 @@ def write_model(
     print(f"wrote {folder / 'model.safetensors'}")
 
 
-def keep_memory() -> None:
+def keep_memory(module: str = "train") -> None:
     """Starts the process again with an allocator that keeps freed memory (Linux, glibc).
 
     XLA:CPU allocates and frees its buffers at every step; with glibc's defaults the kernel then
@@ -232,7 +232,7 @@ def keep_memory() -> None:
         tunables += f":glibc.malloc.{name}=34359738368"
     if sys.platform == "linux" and not {"GLIBC_TUNABLES", "LD_PRELOAD"} & set(os.environ):
         os.environ["GLIBC_TUNABLES"] = tunables + ":glibc.malloc.top_pad=1073741824"
-        os.execv(sys.executable, [sys.executable, "-m", "train", *sys.argv[1:]])
+        os.execv(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]])
 
 
 def main() -> int:
