@@ -39,7 +39,7 @@ def config() -> TrainConfig:
         name="finetune",
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
-        stages=(Stage(400, 0, 4, 16, corrective_clicks=2, mask_only_rounds=0),),
+        stages=(Stage(300, 0, 4, 8, corrective_clicks=1, mask_only_rounds=0),),
         lora=LoraConfig(rank=8),
         loss=LossConfig(iou_on_all=True),
         prompts=PromptConfig(mask_gradient=False),

@@ -23,4 +23,11 @@ def test_a_resumed_run_is_plotted_once(tmp_path, capsys):
     assert main([str(tmp_path)]) == 0
     with Image.open(tmp_path / "curves.png") as image:
         assert image.size == (810, 270)
+    with open(tmp_path / "validation.jsonl", "w") as file:
+        for step in (2, 6):
+            row = {"step": step, "val/cells/1": 0.7, "val/cells/automatic masks": 40.0}
+            file.write(json.dumps(row) + "\n")
+    assert main([str(tmp_path), str(tmp_path / "more.png")]) == 0
+    with Image.open(tmp_path / "more.png") as image:
+        assert image.size == (1215, 270)
     assert main([str(tmp_path / "nothing")]) == 2
