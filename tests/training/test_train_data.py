@@ -91,8 +91,9 @@ def test_processes_share_the_same_global_batches(data):
             )
             got = next(part)
             part.close()
-            for key in expected:
-                np.testing.assert_array_equal(got[key], expected[key][index::count])
+            for key, value in expected.items():
+                size = len(value) // count
+                np.testing.assert_array_equal(got[key], value[index * size : (index + 1) * size])
 
 
 def test_without_augmentation_nothing_changes_the_picture(data):
