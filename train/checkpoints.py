@@ -39,7 +39,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        about = {"step": step, "config": dataclasses.asdict(self._config)}
+        about = {"step": step, "config": dataclasses.asdict(self._config), "shapes": _shapes(state)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -55,17 +55,21 @@ class Checkpoints:
         """
         about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))
         self._check_data(about["about"]["config"])
+        # Before anything is read: Orbax's readers, many at once, would each fail on their own.
+        found, expected = about["about"]["shapes"], _shapes(shapes)
+        other = [n for n in found.keys() | expected.keys() if found.get(n) != expected.get(n)]
+        if other:
+            name = min(other)
+            raise ValueError(
+                f"workdir: the checkpoint of step {step} is of another model or optimiser; choose "
+                f"another --name, or delete it ({len(other)} arrays differ: {name} has shape "
+                f"{found.get(name, 'none')}, this config's {expected.get(name, 'none')})"
+            )
         target = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
         )
         args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-        try:
-            return self._manager.restore(step, args=args)["state"]
-        except (ValueError, KeyError) as error:
-            raise ValueError(
-                f"workdir: the checkpoint of step {step} is of another model or optimiser; "
-                f"choose another --name, or delete it ({_first_line(error)})"
-            ) from error
+        return self._manager.restore(step, args=args)["state"]
 
     def _check_data(self, before: dict) -> None:
         now = _as_json(dataclasses.asdict(self._config))
@@ -98,5 +102,7 @@ def _as_json(value: Any) -> Any:
     return {k: _as_json(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+def _shapes(state: TrainState) -> dict[str, list[int]]:
+    """{path: shape} of every array of a state."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}

@@ -10,9 +10,9 @@ from sam_jax.checkpoint.mae import load_mae
 from sam_jax.checkpoint.names import flatten, own_shapes
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
-from sam_jax.training.config import TrainConfig
+from sam_jax.training.config import Stage, TrainConfig
 from tests.checkpoint.common import ODD, assert_same_bits
-from train.start import initial_variables
+from train.start import starting_point
 
 SMALL = ODD.replace(encoder_depth=2, decoder_depth=1, num_multimask=1, iou_head_depth=2)
 C, HIDDEN = SMALL.encoder_width, 90
@@ -174,10 +174,11 @@ def test_the_same_key_gives_the_same_model(tmp_path):
 
 def test_a_training_run_begins_with_it(tmp_path):
     path = written(tmp_path, mae_tensors(patch=SMALL.patch_size, grid=SMALL.grid))
-    config = TrainConfig(model=SMALL, init_encoder=str(path), seed=3)
-    begun = flatten(initial_variables(config))
+    stages = (Stage(1, 0, 1, 1),)
+    config = TrainConfig(model=SMALL, stages=stages, init_encoder=str(path), seed=3)
+    begun = flatten(starting_point(config)[1])
     expected = mae_tensors(patch=SMALL.patch_size, grid=SMALL.grid)["blocks.1.mlp.fc1.weight"].T
     np.testing.assert_array_equal(begun["params/image_encoder/block_1/lin1/kernel"], expected)
     both = dataclasses.replace(config, init_from="tiny")
     with pytest.raises(ValueError, match="init_encoder: expected alone"):
-        initial_variables(both)
+        starting_point(both)

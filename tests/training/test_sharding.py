@@ -142,7 +142,7 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(tmp_path):
     other = dataclasses.replace(CONFIG, model=MODEL.replace(encoder_width=24))
     fresh, places, _ = first_state(other, make_mesh(1, jax.devices()[:1]))
     reader = Checkpoints(tmp_path, other)
-    with pytest.raises(ValueError, match="workdir: .* of another model"):
+    with pytest.raises(ValueError, match=r"of another model .* arrays differ: .* has shape \["):
         reader.restore(0, fresh, places)
     reader.close()
 
