@@ -94,7 +94,7 @@ def stage_batches(
     stage = config.stages[number]
     pipeline = PipelineConfig(
         image_size=stage.image_size,
-        mask_size=stage.image_size // 4,
+        mask_size=stage.mask_size or stage.image_size // 4,
         max_masks=stage.max_masks,
         min_mask_pixels=stage.min_mask_pixels,
         area_power=config.mask_area_power,

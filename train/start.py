@@ -64,6 +64,7 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
             )
         start = load(config.init_from)
         given = {name: getattr(config.model, name) for name in COMPUTED}
+        given["draw_boxes"] = config.model.draw_boxes or start.config.draw_boxes
         config = dataclasses.replace(config, model=start.config.replace(**given))
         variables = dict(start.params)
     else:

@@ -24,6 +24,7 @@ NOT_IN_SHAPES = (
     "decoder_dropout",
     "remat",
     "scan_blocks",
+    "draw_boxes",
 )
 """Fields of a config that no tensor's shape depends on."""
 
@@ -79,7 +80,9 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> SamConfig:
         iou_head_width=shape(head, 2)[0] if counts.iou_head_depth > 1 else 256,
     )
     try:
-        return sane(fields)
+        config = sane(fields)
+        known = model_name(config)
+        return config.replace(draw_boxes=CONFIGS[known].draw_boxes) if known else config
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"the tensors' shapes are those of no model: {error}") from error
 

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from sam_jax.models.config import SamConfig
-from sam_jax.models.prompt_encoder import EMPTY, Prompts
+from sam_jax.models.prompt_encoder import EMPTY, Prompts, draw_boxes
 from sam_jax.models.sam import SamModel, normalise
 from sam_jax.storage import cache_folder
 
@@ -129,6 +129,8 @@ class CompiledModel:
         if not count:
             k, (h, w) = self.config.num_masks, features.shape[1:3]
             return np.zeros((0, k, 4 * h, 4 * w), np.float32), np.zeros((0, k), np.float32)
+        if self.config.draw_boxes:
+            prompts = draw_boxes(prompts, features.shape[1:3], self.config.patch_size)
         if prompt_slots is None:
             prompt_slots = prompt_slots_of(features)
         slots = bucket(prompts.labels.shape[2], point_slots)

@@ -34,6 +34,9 @@ class SamConfig:
     iou_head_width: int = 256
     text_width: int = 0
     """Width of the text embeddings taken as prompts; 0: the model has no text head."""
+    draw_boxes: bool = False
+    """Whether a box that comes without a mask is also given as a mask, its own shape drawn
+    (`prompt_encoder.draw_boxes`). The released models were not trained with it."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products are computed in. Parameters, positions, softmax and norms: float32."""
@@ -99,6 +102,7 @@ TINY = SamConfig(
     embed_dim=128,
     decoder_mlp_width=512,
     iou_head_width=128,
+    draw_boxes=True,
 )
 
 CONFIGS = {"tiny": TINY, "vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}

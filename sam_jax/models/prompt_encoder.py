@@ -42,6 +42,47 @@ class Prompts:
     has_text: jax.Array | None = None
 
 
+DRAWN_SLOPE, DRAWN_LIMIT = 2.5, 10.0
+"""Logits a pixel of the frame inward from a drawn box's edge, and the largest."""
+
+
+def draw_boxes(prompts: Prompts, grid_hw: tuple[int, int], patch_size: int) -> Prompts:
+    """`prompts` in which a box that has no mask also comes as a mask: its own shape, drawn.
+
+    Two corner tokens among many say where a box is only roughly, which a small model cannot make
+    up for; on the decoder's grid of a quarter of the frame it is exact. Ours, for the bundled
+    model: see `SamConfig.draw_boxes`.
+
+    Args:
+      prompts: numpy or JAX arrays; boxes are pairs of labels 2 and 3 in neighbouring slots.
+      grid_hw: the embedding's size in patches.
+      patch_size: side of a patch, frame pixels.
+    """
+    xp = jnp if isinstance(prompts.labels, jax.Array) else np
+    is_first = prompts.labels == TOP_LEFT
+    has_box = is_first.any(2)
+    if xp is np and not has_box.any():
+        return prompts
+    slot = xp.argmax(is_first, 2)[..., None, None]
+    last = prompts.points.shape[2] - 1
+    low, high = (
+        xp.take_along_axis(prompts.points, xp.minimum(slot + i, last), 2)[:, :, 0] for i in (0, 1)
+    )
+
+    def inward(axis):  # pixels from the nearer edge [B, N, cells], positive inside
+        cells = 4 * grid_hw[1 - axis]
+        centre = ((np.arange(cells) + 0.5) * (patch_size / 4)).astype(np.float32)
+        return xp.minimum(centre - low[..., axis, None], high[..., axis, None] + 1 - centre)
+
+    depth = xp.minimum(inward(1)[..., :, None], inward(0)[..., None, :])
+    drawn = xp.clip(DRAWN_SLOPE * depth, -DRAWN_LIMIT, DRAWN_LIMIT).astype(np.float32)
+    if prompts.masks is None:
+        return dataclasses.replace(prompts, masks=drawn, has_mask=has_box)
+    had = xp.ones_like(has_box) if prompts.has_mask is None else prompts.has_mask
+    masks = xp.where(had[..., None, None], prompts.masks, drawn)
+    return dataclasses.replace(prompts, masks=masks, has_mask=had | has_box)
+
+
 def fourier_features(gaussian: jax.Array, unit_xy: jax.Array) -> jax.Array:
     """Random Fourier features [..., 2F] of coordinates in 0..1 [..., 2]; always float32."""
     x = 2.0 * unit_xy.astype(jnp.float32) - 1.0

@@ -24,6 +24,9 @@ class Stage:
     """Smaller masks, in pixels of the model frame, are left out."""
     scale_range: tuple[float, float] = (1.0, 1.0)
     """Large-scale jitter: the photo's longest side over the image size."""
+    mask_size: int = 0
+    """Side of the grid that losses and clicks are taken on, a divisor of `image_size`; the
+    decoder's logits are resized to it. 0: the decoder's own, a quarter of the image size."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +38,9 @@ class LossConfig:
     iou_weight: float = 1.0
     iou_on_all: bool = False
     """False: only the least-loss mask trains its predicted IoU (SAM 2 calls this SAM's way)."""
+    box_on_all: bool = False
+    """A first box, which is seldom ambiguous, trains all four masks, not the least-loss one of
+    three alone."""
     grouping_weight: float = 0.0
     """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
 
@@ -47,6 +53,9 @@ class PromptConfig:
     box_noise: float = 0.1
     box_noise_most: float = 20.0
     """Pixels at an image size of 1024; scaled with the image size."""
+    draw_probability: float = 0.8
+    """Share of first boxes that are drawn as well, for a model with `draw_boxes`: some are not, so
+    that the released code, which draws none, can use its weights."""
     mask_gradient: bool = True
     """Whether gradients flow through the mask that is fed back (in SAM 2 they do)."""
     remat: bool = True
@@ -157,7 +166,8 @@ class TrainConfig:
     """Flips and changes of colour (the paper uses none on SA-1B)."""
     init_from: str = ""
     """A model's name or file to start from; the sizes are its own, and of `model` only how it is
-    computed counts (`dtype`, `drop_path`, `decoder_dropout`, `remat`, `scan_blocks`). Empty: fresh
+    computed counts (`dtype`, `drop_path`, `decoder_dropout`, `remat`, `scan_blocks`,
+    and `draw_boxes` where it is on). Empty: fresh
     weights."""
     init_encoder: str = ""
     """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""

@@ -164,7 +164,7 @@ def step_flops(config: TrainConfig, stage: Stage) -> tuple[int, int]:
     later = stage.corrective_clicks + stage.mask_only_rounds
     tokens = 1 + c.num_masks + 2 + later
     n = stage.max_masks
-    rounds = decoder_flops(c, (side, side), tokens, n)
+    rounds = decoder_flops(c, (side, side), tokens, n, mask_prompts=c.draw_boxes)
     rounds += later * decoder_flops(c, (side, side), tokens, n, mask_prompts=True)
     model += 3 * rounds
     if config.prompts.remat:

@@ -51,12 +51,14 @@ def prompt_losses(
     dice_weight: float = 1.0,
     iou_weight: float = 1.0,
     iou_on_all: bool = False,
+    on_all: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """The losses of K candidate masks for one prompt: the least mask loss counts.
 
     Args:
       logits: [..., K, H, W], iou: predicted [..., K], target: [..., H, W] in 0..1.
       iou_on_all: train the predicted IoU of every candidate, not of the least-loss one alone.
+      on_all: bool [...], where the mean over the candidates counts instead; None: nowhere.
 
     Returns:
       "total", "focal", "dice", "iou_error" and the chosen mask's "iou", each [...].
@@ -67,7 +69,8 @@ def prompt_losses(
     best = jnp.argmin(mask_loss, -1, keepdims=True)
 
     def chosen(x):
-        return jnp.take_along_axis(x, best, -1)[..., 0]
+        least = jnp.take_along_axis(x, best, -1)[..., 0]
+        return least if on_all is None else jnp.where(on_all, x.mean(-1), least)
 
     true_iou = jax.lax.stop_gradient(mask_iou(logits, target))
     error = (iou - true_iou) ** 2

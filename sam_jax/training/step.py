@@ -8,7 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sam_jax.models.prompt_encoder import EMPTY, NOT_A_POINT, Prompts
+from sam_jax.models.prompt_encoder import (
+    EMPTY,
+    NOT_A_POINT,
+    TOP_LEFT,
+    Prompts,
+    draw_boxes,
+)
 from sam_jax.models.sam import SamModel, normalise
 from sam_jax.ops.resize import resize_hw
 from sam_jax.training import prompts as simulator
@@ -49,10 +55,16 @@ def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
     points = jnp.where(is_box[..., None, None], box.reshape(b, n, 2, 2), click)
     labels = jnp.where(is_box[..., None], jnp.array([2, 3]), jnp.array([1, NOT_A_POINT]))
     later = stage.corrective_clicks + stage.mask_only_rounds
-    return Prompts(
+    prompts = Prompts(
         jnp.pad(points, ((0, 0), (0, 0), (0, later), (0, 0))),
         jnp.pad(labels, ((0, 0), (0, 0), (0, later)), constant_values=EMPTY),
     )
+    if not config.model.draw_boxes:
+        return prompts
+    drawn = draw_boxes(prompts, (side // config.model.patch_size,) * 2, config.model.patch_size)
+    draw_key = jax.random.fold_in(kind_key, 1)
+    is_drawn = jax.random.bernoulli(draw_key, config.prompts.draw_probability, (b, n))
+    return dataclasses.replace(drawn, has_mask=drawn.has_mask & is_drawn)
 
 
 def interaction_losses(model: SamModel, variables, embedding, batch, key, config, stage):
@@ -66,6 +78,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
     loss.pop("grouping_weight")  # of the embedding, not of a prompt
+    box_on_all = loss.pop("box_on_all")
 
     def decode(prompts):
         return model.apply(
@@ -81,9 +94,19 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     def decode_round(prompts, several):
         """Logits, predicted IoU, and the losses of the single mask or of the best of the three."""
         logits, iou = decode(prompts)
-        masks = slice(0, 1) if several else slice(1, None)
-        chosen, scores = at_target_size(logits[:, :, masks]), iou[:, :, masks]
-        return logits, iou, prompt_losses(chosen, scores, target, **loss)
+
+        def losses_of(masks, on_all=None):
+            chosen, scores = at_target_size(logits[:, :, masks]), iou[:, :, masks]
+            return prompt_losses(chosen, scores, target, on_all=on_all, **loss)
+
+        if several:
+            return logits, iou, losses_of(slice(0, 1))
+        if not box_on_all:
+            return logits, iou, losses_of(slice(1, None))
+        is_box = prompts.labels[..., 0] == TOP_LEFT
+        three, single = losses_of(slice(1, None), is_box), losses_of(slice(0, 1))
+        share = jnp.where(is_box, 1 / iou.shape[-1], 0.0)
+        return logits, iou, jax.tree.map(lambda a, b: a + share * (b - a), three, single)
 
     if config.prompts.remat:
         decode_round = jax.checkpoint(decode_round, static_argnums=1)

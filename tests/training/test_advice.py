@@ -93,6 +93,7 @@ def test_the_checkpoint_decides_the_sizes():
         True,
     )
     assert [stage.image_size for stage in started.stages] == [512, 256]
+    assert started.model.draw_boxes  # as the model does
     assert variables["params"]["image_encoder"]["pos_embed"].shape == (1, 32, 32, 192)
     with pytest.raises(ValueError, match="structured_start: is about fresh weights"):
         starting_point(dataclasses.replace(config, structured_start=True))

@@ -85,6 +85,19 @@ def test_iou_of_every_mask_is_trained_when_asked():
     np.testing.assert_allclose(losses["iou_error"], ((iou - true) ** 2).mean(), rtol=1e-5)
 
 
+def test_where_all_masks_count_it_is_their_mean():
+    logits, target = jnp.stack([LOGITS[0]] * 2), jnp.stack([jnp.asarray(TARGET[0])] * 2)
+    iou = jnp.tile(jnp.array([0.1, 0.2, 0.3]), (2, 1))
+    losses = prompt_losses(logits, iou, target, on_all=jnp.array([True, False]))
+    one_by_one = [
+        prompt_losses(LOGITS[0][k : k + 1], iou[0, k : k + 1], TARGET[0]) for k in (0, 1, 2)
+    ]
+    for name, (mean, least) in losses.items():
+        each = np.array([one[name] for one in one_by_one])
+        np.testing.assert_allclose(mean, each.mean(), rtol=1e-5)
+        assert np.isclose(each, least, rtol=1e-5).any()
+
+
 def test_grouping_loss_falls_as_a_masks_pixels_become_alike():
     target = np.zeros((1, 2, 16, 16), np.float32)
     target[0, 0, :8, :8], target[0, 1, 8:, 4:] = 1, 1

@@ -189,6 +189,46 @@ def test_first_prompts_are_half_boxes_half_points():
     assert (labels[..., 2:] == -2).all() and labels.shape[-1] == 2 + 2
 
 
+def test_four_of_five_first_boxes_are_drawn_where_the_model_draws():
+    batch = {k: np.repeat(v, 200, 0) for k, v in make_batch().items()}
+    batch["masks"] = batch["masks"] / 255.0
+    drawing = dataclasses.replace(CONFIG, model=SMALL.replace(draw_boxes=True))
+    plain, drawn = (
+        first_prompts(jax.random.key(0), batch, config, STAGE) for config in (CONFIG, drawing)
+    )
+    np.testing.assert_array_equal(drawn.points, plain.points)
+    is_box = np.asarray(drawn.labels)[..., 0] == 2
+    assert not drawn.has_mask[~is_box].any() and 0.75 < drawn.has_mask[is_box].mean() < 0.85
+    inside = np.asarray(drawn.masks)[is_box] > 0
+    cells = (np.diff(np.asarray(drawn.points)[is_box][:, :2], axis=1)[:, 0] + 1) / 2
+    np.testing.assert_allclose(inside.sum((1, 2)), cells.prod(1), atol=15)
+
+
+def test_boxes_train_all_masks_on_a_finer_grid(variables):
+    stage = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0, mask_size=32)
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items() if k != "image"}
+    batch["masks"] = jnp.repeat(jnp.repeat(batch["masks"], 2, 2), 2, 3)
+    batch["embedding"] = jax.random.normal(jax.random.key(2), (2, 4, 4, 16))
+
+    def hypernetworks(box_on_all):
+        config = dataclasses.replace(
+            CONFIG,
+            model=SMALL.replace(draw_boxes=True),
+            loss=LossConfig(box_on_all=box_on_all),
+            prompts=PromptConfig(box_probability=1.0),
+        )
+
+        def loss(params):
+            model, key = SamModel(config.model), jax.random.key(1)
+            return batch_loss(params, variables["buffers"], batch, key, model, config, stage)[0]
+
+        decoder = jax.jit(jax.grad(loss))(variables["params"])["mask_decoder"]
+        return [np.abs(decoder[f"hyper_mlp_{k}"]["layer_0"]["kernel"]).max() for k in range(4)]
+
+    assert min(hypernetworks(True)) > 0
+    assert hypernetworks(False)[0] == 0  # the single mask is for several prompts
+
+
 def test_drop_path_and_dropout_change_training_only(variables):
     noisy = SamModel(SMALL.replace(drop_path=0.5, decoder_dropout=0.5))
     x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
