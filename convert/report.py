@@ -81,6 +81,11 @@ def digest(path: Path, flat: Mapping[str, np.ndarray]) -> str:
 def pytorch_lines(config: SamConfig, path: Path) -> str:
     """Python that builds the released classes in this shape and loads the .pth."""
     c, name = config, model_name(config)
+    drawn = (
+        "\n# Boxes: give their drawn shape as mask_input too (see sam_jax's draw_boxes)."
+        if c.draw_boxes
+        else ""
+    )
     if name in ("vit_b", "vit_l", "vit_h"):
         return (
             "from segment_anything import sam_model_registry\n"
@@ -107,4 +112,4 @@ sam = Sam(
             depth={c.decoder_depth}, embedding_dim={c.embed_dim}, num_heads={c.decoder_heads},
             mlp_dim={c.decoder_mlp_width}, attention_downsample_rate={c.attention_downsample})))
 sam.load_state_dict(torch.load({str(path)!r}, weights_only=True))
-sam.eval()"""
+sam.eval(){drawn}"""
