@@ -5,7 +5,7 @@
 
 goes on from `configs/tiny.py`. A box is also given as a mask from here on
 (`SamConfig.draw_boxes`), losses are taken on a grid twice as fine as the decoder's, so that edges
-come to lie between its cells, and half of the masks are small.
+come to lie between its cells, and a box trains all masks. 1.25 s a step on two CPU cores.
 """
 
 import dataclasses

@@ -134,7 +134,7 @@ def state_shapes(config: TrainConfig) -> TrainState:
 def batch_shapes(config: TrainConfig, stage: Stage) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a batch of the stage, as `train.data.stage_batches` makes them."""
     b, n, side = stage.batch_size, stage.max_masks, stage.image_size
-    mask = 4 * side // config.model.patch_size
+    mask = stage.mask_size or 4 * side // config.model.patch_size
     shapes = {
         "image": ((b, side, side, 3), jnp.uint8),
         "image_hw": ((b, 2), jnp.int32),

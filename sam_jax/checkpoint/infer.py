@@ -32,6 +32,7 @@ NOT_IN_SHAPES = (
 def infer_config(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     """The config of a model, out of its tensors in the released or Hugging Face's names.
 
+    Whether boxes are drawn is taken from the model in `CONFIGS` that has these shapes, if any.
     The encoder's heads follow from the width of its position tables, its window from their length.
     A table as long as the whole map makes its block a global one: where the window is as large as
     the map, the two are one and the same at the size that the model was trained for. The

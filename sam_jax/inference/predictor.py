@@ -99,7 +99,8 @@ class Predictor:
         Args:
           prompts: so many at once, or fewer down to the next smaller number of slots.
           points: points of each prompt, likewise.
-          masks: whether the prompts have masks.
+          masks: whether the prompts have masks, or boxes that the model draws as such
+            (`SamConfig.draw_boxes`).
         """
         embedding = self.embed(np.zeros((self.image_size, self.image_size, 3), np.uint8))
         h, w = embedding.features.shape[1:3]

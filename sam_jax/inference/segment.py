@@ -2,7 +2,7 @@
 
 Points and one box are one prompt. Several boxes are several prompts, and so are the entries of
 --prompts. With a photo and no prompt everything in it is segmented; with no photo the bundled one
-is, from a click and a box. A prompt of a single point or box gets three candidate masks.
+is, from two boxes. A prompt of a single point or box gets three candidate masks.
 
 Written, for --out masks.png: masks.png (the photo with the best mask of each prompt),
 masks_candidates.png (the candidates side by side), masks_mask.png (the best mask, 0 and 255; of

@@ -114,7 +114,7 @@ def test_xla_counts_the_encoder_alike():
 def test_the_step_counts_every_product_that_is_traced(remat, side):
     stage = Stage(1, side, 2, 3, corrective_clicks=1, mask_only_rounds=1)
     config = TrainConfig(
-        model=WIDE.replace(remat=remat, image_size=side, scan_blocks=remat),
+        model=WIDE.replace(remat=remat, image_size=side, scan_blocks=remat, draw_boxes=remat),
         stages=(stage,),
         prompts=PromptConfig(remat=remat, unroll=not remat),
     )
