@@ -7,17 +7,26 @@ the same config, and kept on disk for the next process (`use_compilation_cache`)
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from sam_jax.models.config import SamConfig
-from sam_jax.models.prompt_encoder import EMPTY, Prompts, draw_boxes
+from sam_jax.models.prompt_encoder import (
+    EMPTY,
+    NOT_A_POINT,
+    POSITIVE,
+    Prompts,
+    draw_boxes,
+)
 from sam_jax.models.sam import SamModel, normalise
 from sam_jax.storage import cache_folder
 
@@ -27,6 +36,10 @@ PROMPT_SLOTS = (1, 4, 16, 64)
 """Prompts that are decoded in one call; more of them take several calls."""
 PROMPT_SLOTS_CPU = (1, 4, 8)
 """Likewise on a CPU, where larger batches leave the cache and are slower a prompt."""
+POINTS, POINTS_CPU = (4, 16, 64, 256), (4, 16, 64)
+"""Single points that `decode_points` takes in one call."""
+CHUNKS, CHUNKS_CPU = (1, 4, 16, 64), (1, 2)
+"""Of these, how many are decoded at a time: more of them leave a CPU's cache."""
 
 _executables: dict[Any, Any] = {}
 _lock = threading.Lock()
@@ -82,15 +95,36 @@ def prompt_slots_of(features: jax.Array) -> tuple[int, ...]:
 class CompiledModel:
     """A model's variables on the device, and its `encode` and `decode` as compiled programs.
 
-    Attributes:
+    Args:
       config: the model's SamConfig.
-      variables: {"params", "buffers"} on the device.
+      variables: {"params", "buffers"}.
+      image_size: side of the frame in pixels; None is the one that the model was trained for.
+      devices: where to run; None: where the variables are. With several of them every device has
+        the variables, `encode` and `decode_points` take a multiple of as many photos, each device
+        its share of them and by the program of a single one, and `decode` cannot be used.
+
+    Attributes:
+      config, image_size: as given.
+      variables: on the devices.
+      devices: how many there are.
+      on_cpu: whether they are a CPU.
     """
 
-    def __init__(self, config: SamConfig, variables: dict) -> None:
+    def __init__(
+        self,
+        config: SamConfig,
+        variables: dict,
+        image_size: int | None = None,
+        devices: Sequence[jax.Device] | None = None,
+    ) -> None:
         self.config = config
-        self.variables = jax.device_put(variables)
+        self.image_size = config.image_size if image_size is None else image_size
+        self.devices = len(devices or [None])
+        self._mesh = Mesh(np.array(devices), ("data",)) if self.devices > 1 else None
+        where = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else None
+        self.variables = jax.device_put(variables, where)
         leaves, structure = jax.tree.flatten(self.variables)
+        self.on_cpu = next(iter(leaves[0].devices())).platform == "cpu"
         self._key = (config, structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
 
     def encode(self, images: np.ndarray, input_hw: np.ndarray) -> jax.Array:
@@ -146,17 +180,53 @@ class CompiledModel:
             return logits[0], scores[0]
         return np.concatenate(logits), np.concatenate(scores)
 
+    def decode_points(
+        self, features: jax.Array, points: np.ndarray, at_once: int
+    ) -> tuple[jax.Array, jax.Array]:
+        """The three masks of each of N points, every point a prompt of its own.
+
+        Args:
+          features: float32 [B, h, w, D].
+          points: float32 [B, N, 2], pixels of the model's frame; N is one of `point_counts`.
+          at_once: how many are decoded at a time, at most.
+
+        Returns:
+          float32 logits [B, N, 3, 4h, 4w] and predicted IoU [B, N, 3] on the devices, perhaps
+          still being computed.
+        """
+        sizes = CHUNKS_CPU if self.on_cpu else CHUNKS
+        chunk = min(max(size for size in sizes if size <= at_once), points.shape[1])
+        program = functools.partial(_decode_points, chunk=chunk)
+        return self._run(f"points {chunk}", program, features, np.asarray(points, np.float32))
+
+    @property
+    def point_counts(self) -> tuple[int, ...]:
+        """The numbers of points that `decode_points` is compiled for."""
+        return POINTS_CPU if self.on_cpu else POINTS
+
     def _run(self, name: str, function: Callable, *args):
         shapes = jax.tree.map(lambda x: (x.shape, str(x.dtype)), args)
         leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
         key = (name, self._key, tuple(leaves), structure)
+        if self._mesh:
+            args = jax.device_put(args, NamedSharding(self._mesh, PartitionSpec("data")))
         if key not in _executables:
             with _lock:
                 if key not in _executables:
-                    jitted = jax.jit(function, static_argnums=0)
-                    lowered = jitted.lower(self.config, self.variables, *args)
+                    program = self._shared_out(functools.partial(function, self.config), len(args))
+                    lowered = jax.jit(program).lower(self.variables, *args)
                     _executables[key] = lowered.compile()
         return _executables[key](self.variables, *args)
+
+    def _shared_out(self, program: Callable, count: int) -> Callable:
+        """A program of (variables, `count` arguments) in which each device does its share."""
+        if not self._mesh:
+            return program
+        whole, shared = PartitionSpec(), PartitionSpec("data")
+        specs = (whole, *[shared] * count)
+        return jax.shard_map(
+            program, mesh=self._mesh, in_specs=specs, out_specs=shared, check_vma=False
+        )
 
 
 def _encode(config: SamConfig, variables, images, input_hw):
@@ -166,6 +236,22 @@ def _encode(config: SamConfig, variables, images, input_hw):
 
 def _decode(config: SamConfig, variables, features, prompts):
     return SamModel(config).apply(variables, features, prompts, method="decode")
+
+
+def _decode_points(config: SamConfig, variables, features, points, chunk: int):
+    """`chunk` points at a time; a point is two slots: itself, and "not a point"."""
+    b, n = points.shape[:2]
+    slots = jnp.stack([points, jnp.zeros_like(points)], 2)
+    slots = jnp.moveaxis(slots.reshape(b, n // chunk, chunk, 2, 2), 1, 0)
+    labels = jnp.broadcast_to(jnp.array([POSITIVE, NOT_A_POINT]), (b, chunk, 2))
+
+    def decode(part):
+        return SamModel(config).apply(
+            variables, features, Prompts(part, labels), method="decode", multi=True
+        )
+
+    results = jax.lax.map(decode, slots)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, n, *x.shape[3:]), results)
 
 
 def _fill(prompts: Prompts, count: int, slots: int) -> Prompts:

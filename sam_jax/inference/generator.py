@@ -1,48 +1,58 @@
 """Masks of everything in a photo, from a grid of points (PROTOCOLS section 8).
 
 The steps, their order, thresholds and records are those of `automatic_mask_generator.py` of the
-released code. Masks are enlarged one at a time, and only those that the model thinks well of.
+released code. Between the decoder and the records a mask is a few low-resolution logits
+(`sam_jax.ops.cutouts`); only what survives suppression is ever painted.
 """
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from sam_jax.data.images import read_image
-from sam_jax.inference.compiled import prompt_slots_of
-from sam_jax.inference.predictor import Embedding, Predictor
-from sam_jax.models.prompt_encoder import NOT_A_POINT, POSITIVE, Prompts
+from sam_jax.inference.candidates import (
+    Candidates,
+    Counts,
+    Limits,
+    clean_regions,
+    encode_masks,
+    sift,
+    suppress,
+)
+from sam_jax.inference.compiled import CompiledModel
+from sam_jax.inference.predictor import Predictor
+from sam_jax.inference.views import View, decode_views, encode_views, together, views_of
 from sam_jax.ops import rle
-from sam_jax.ops.boxes import box_area, crop_boxes, near_crop_edge, nms, point_grids, xyxy_to_xywh
-from sam_jax.ops.masks import mask_and_stability, mask_boxes
-from sam_jax.ops.regions import drop_small_islands, fill_small_holes
-from sam_jax.ops.transforms import scale_points
+from sam_jax.ops.boxes import box_area, crop_boxes, point_grids, xyxy_to_xywh
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
 
-
-@dataclasses.dataclass
-class Candidate:
-    """One mask on its way to a record; boxes and points in pixels of the photo.
-
-    Attributes:
-      rle: {"size", "counts"} with a list of counts, at the photo's size.
-      box_xyxy: int64 [4], inclusive.
-      score: predicted IoU.
-      stability: stability score.
-      point_xy: float64 [2], the point it came from.
-      crop_box: the crop it came from, x0, y0, x1, y1 with exclusive ends.
-    """
-
-    rle: dict[str, Any]
-    box_xyxy: np.ndarray
-    score: np.float32
-    stability: np.float32
-    point_xy: np.ndarray
-    crop_box: tuple[int, int, int, int]
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "dense": dict(
+        pred_iou_thresh=0.86,
+        stability_score_thresh=0.92,
+        crop_n_layers=1,
+        crop_n_points_downscale_factor=2,
+        min_mask_region_area=100,
+    ),
+    "sa1b": dict(
+        crop_n_layers=2,
+        crop_n_points_downscale_factor=2,
+        min_mask_region_area=100,
+        max_area_ratio=0.95,
+    ),
+    "edges": dict(points_per_side=16, pred_iou_thresh=0.0, stability_score_thresh=0.0),
+    "proposals": dict(
+        points_per_side=64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
+    ),
+}
+"""Arguments of `MaskGenerator` by name: the released defaults; the denser setting of the released
+notebook; how SA-1B was made; and the settings of the paper's edge and proposal tables."""
 
 
 class MaskGenerator:
@@ -52,8 +62,8 @@ class MaskGenerator:
       model: what `sam_jax.load` gives, or a `Predictor`.
       points_per_side: the grid has this many points on each side of the photo; None if
         `point_grids` are given.
-      points_per_batch: points that the decoder takes in one call, at most (fewer on a CPU and
-        never more than 64, which are faster).
+      points_per_batch: points that the decoder takes at a time, at most (fewer on a CPU and never
+        more than 64, which is faster).
       pred_iou_thresh: masks stay whose predicted IoU is above it; 0 or less keeps all.
       stability_score_thresh: masks stay whose stability score is at least this; 0 or less keeps
         all.
@@ -66,11 +76,13 @@ class MaskGenerator:
       point_grids: own grids, one [P, 2] in 0..1 for each layer from 0 on.
       min_mask_region_area: holes and islands of fewer pixels are removed; 0: none are.
       output_mode: the form of "segmentation": "binary_mask" (bool [H, W]), "uncompressed_rle" or
-        "coco_rle".
+        "coco_rle". A binary mask takes a byte for every pixel of the photo.
+      max_area_ratio: masks stay that cover less than this part of the photo; 1 keeps all (ours;
+        the paper made SA-1B with 0.95, before suppression here).
 
     Raises:
       ValueError: both or neither of `points_per_side` and `point_grids`, too few grids, a number
-        below 1, or an unknown mode.
+        out of range, or an unknown mode.
     """
 
     def __init__(
@@ -89,6 +101,7 @@ class MaskGenerator:
         point_grids: list[np.ndarray] | None = None,
         min_mask_region_area: int = 0,
         output_mode: Literal["binary_mask", "uncompressed_rle", "coco_rle"] = "binary_mask",
+        max_area_ratio: float = 1.0,
     ) -> None:
         if output_mode not in OUTPUT_MODES:
             raise ValueError(f"output_mode: expected one of {OUTPUT_MODES}, got {output_mode!r}")
@@ -97,163 +110,164 @@ class MaskGenerator:
                 "points_per_batch and crop_n_layers: expected at least 1 and 0, "
                 f"got {points_per_batch} and {crop_n_layers}"
             )
+        if not 0 < max_area_ratio <= 1:
+            raise ValueError(f"max_area_ratio: expected above 0, at most 1, got {max_area_ratio}")
         self.point_grids = _grids(
             points_per_side, point_grids, crop_n_layers, crop_n_points_downscale_factor
         )
         self.predictor = model if isinstance(model, Predictor) else Predictor(model)
         self.points_per_batch = points_per_batch
-        self.pred_iou_thresh = pred_iou_thresh
-        self.stability_score_thresh = stability_score_thresh
-        self.stability_score_offset = stability_score_offset
+        self.limits = Limits(
+            pred_iou_thresh,
+            stability_score_thresh,
+            stability_score_offset,
+            getattr(model, "mask_threshold", 0.0),
+            max_area_ratio,
+        )
         self.box_nms_thresh = box_nms_thresh
         self.crop_n_layers = crop_n_layers
         self.crop_nms_thresh = crop_nms_thresh
         self.crop_overlap_ratio = crop_overlap_ratio
         self.min_mask_region_area = min_mask_region_area
         self.output_mode = output_mode
-        self.mask_threshold = getattr(model, "mask_threshold", 0.0)
+        self._spread: CompiledModel | None = None
 
-    def generate(self, image: Any, *, progress: bool = False) -> list[dict[str, Any]]:
-        """Masks of everything in a photo.
+    @classmethod
+    def preset(cls, model: Any, name: str, **changes: Any) -> MaskGenerator:
+        """A generator with the arguments of a preset, some of them changed.
 
         Args:
-          image: uint8 [H, W, 3], a path or a PIL image.
+          model: as for the class.
+          name: one of `PRESETS`.
+          changes: arguments of the class.
+
+        Raises:
+          ValueError: no such preset, or as for the class.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"name: expected one of {', '.join(PRESETS)}, got {name!r}")
+        return cls(model, **{**PRESETS[name], **changes})
+
+    def generate(self, image: Any, *, progress: bool = False, with_counts: bool = False) -> Any:
+        """Masks of everything in a photo, or in each of a list of photos.
+
+        Photos of a list are shared out among all local devices; what is found does not depend on
+        their number.
+
+        Args:
+          image: uint8 [H, W, 3], a path or a PIL image, or a list of such.
           progress: whether to show a progress bar on stderr.
+          with_counts: whether to say as well why the other masks were dropped.
 
         Returns:
           Records {"segmentation", "area" in pixels, "bbox" [x, y, w, h] with w = last - first
           pixel, "predicted_iou", "point_coords" [[x, y]], "stability_score", "crop_box"
-          [x, y, w, h]}, by descending predicted IoU (with crops: smaller crops first).
+          [x, y, w, h]}, by descending predicted IoU (with crops: smaller crops first); for a list
+          of photos a list of these. With `with_counts` a pair: these, and `Counts` for each photo.
 
         Raises:
-          ValueError: the image cannot be read.
+          ValueError: an image cannot be read, or the list is empty.
         """
-        photo = read_image(image)
-        boxes, layers = crop_boxes(photo.shape[:2], self.crop_n_layers, self.crop_overlap_ratio)
-        total = sum(len(self.point_grids[layer]) for layer in layers)
-        candidates: list[Candidate] = []
-        with _progress_bar(total, progress) as bar:
-            for crop_box, layer in zip(boxes, layers, strict=True):
-                candidates += self._crop(photo, crop_box, self.point_grids[layer], bar)
-        if len(boxes) > 1:
-            areas = np.array([box_area(np.array(c.crop_box)) for c in candidates], np.float32)
-            candidates = _suppress(candidates, np.float32(1) / areas, self.crop_nms_thresh)
-        if self.min_mask_region_area > 0:
-            candidates = clean_regions(
-                candidates,
-                self.min_mask_region_area,
-                max(self.box_nms_thresh, self.crop_nms_thresh),
-            )
-        return [self._record(candidate) for candidate in candidates]
+        several = isinstance(image, list | tuple)
+        images = list(image) if several else [image]
+        if not images:
+            raise ValueError("image: expected at least one photo, got an empty list")
+        results = []
+        with _progress_bar(len(images) * self._points(), progress) as bar:
+            model = self._model(len(images))
+            group = together(model, len(images))
+            for start in range(0, len(images), group):
+                photos = [read_image(source) for source in images[start : start + group]]
+                results += self._photos(model, photos, bar)
+        records = [one for one, _ in results]
+        if not with_counts:
+            return records if several else records[0]
+        return (records, [c for _, c in results]) if several else results[0]
 
-    def _crop(self, photo: np.ndarray, crop_box, grid: np.ndarray, bar) -> list[Candidate]:
-        """The masks of one crop, duplicates removed."""
-        x0, y0, x1, y1 = crop_box
-        embedding = self.predictor.embed(photo[y0:y1, x0:x1])
-        points = grid * np.array([[x1 - x0, y1 - y0]])
-        found: list[Candidate] = []
-        for start in range(0, len(points), self.points_per_batch):
-            part = points[start : start + self.points_per_batch]
-            found += self._batch(embedding, part, crop_box, photo.shape[:2])
-            bar.update(len(part))
-        return _suppress(found, np.array([c.score for c in found]), self.box_nms_thresh)
+    def _points(self) -> int:
+        """Points of all crops of a photo."""
+        _, layers = crop_boxes((100, 100), self.crop_n_layers, self.crop_overlap_ratio)
+        return sum(len(self.point_grids[layer]) for layer in layers)
 
-    def _batch(self, embedding: Embedding, points, crop_box, image_hw) -> list[Candidate]:
-        """The three masks of each point that pass every threshold, in the points' order."""
-        logits, scores = self._decode(embedding, points)
-        side, offset = self.predictor.image_size, np.array([*crop_box[:2], *crop_box[:2]])
-        found = []
-        for i, k in np.ndindex(scores.shape):
-            if self.pred_iou_thresh > 0 and not scores[i, k] > self.pred_iou_thresh:
-                continue
-            mask, stability = mask_and_stability(
-                logits[i, k],
-                embedding.input_hw[0],
-                embedding.image_hw[0],
-                side,
-                self.mask_threshold,
-                self.stability_score_offset,
-            )
-            if self.stability_score_thresh > 0 and not stability >= self.stability_score_thresh:
-                continue
-            box = mask_boxes(mask) + offset
-            if near_crop_edge(box, crop_box, image_hw).any():
-                continue
-            if mask.shape != image_hw:
-                whole = np.zeros(image_hw, bool)
-                whole[crop_box[1] : crop_box[3], crop_box[0] : crop_box[2]] = mask
-                mask = whole
-            found.append(
-                Candidate(
-                    rle.uncompressed(mask),
-                    box,
-                    scores[i, k],
-                    stability,
-                    points[i] + offset[:2],
-                    tuple(crop_box),
-                )
-            )
-        return found
+    def _model(self, photos: int) -> CompiledModel:
+        """The model on one device, or on all for several photos or crops."""
+        one = self.predictor.compiled
+        home = next(iter(jax.tree.leaves(one.variables)[0].devices()))
+        local = jax.local_devices(backend=home.platform)
+        if len(local) < 2 or (photos < 2 and not self.crop_n_layers):
+            return one
+        if self._spread is None:
+            self._spread = CompiledModel(one.config, one.variables, one.image_size, local)
+        return self._spread
 
-    def _decode(self, embedding: Embedding, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [N, 3, h, w] and predicted IoU [N, 3] of N points, each a prompt of its own."""
-        scaled = scale_points(points, embedding.image_hw[0], self.predictor.image_size)
-        slots = np.zeros((1, len(points), 2, 2), np.float32)
-        slots[0, :, 0] = scaled
-        labels = np.tile(np.array([POSITIVE, NOT_A_POINT], np.int32), (1, len(points), 1))
-        at_once = min(self.points_per_batch, prompt_slots_of(embedding.features)[-1])
-        logits, scores = self.predictor.compiled.decode(
-            embedding.features, Prompts(slots, labels), point_slots=(2,), prompt_slots=(at_once,)
-        )
-        return logits[:, 1:], scores[:, 1:]
+    def _photos(
+        self, model: CompiledModel, photos: Sequence[np.ndarray], bar
+    ) -> list[tuple[list[dict[str, Any]], Counts]]:
+        """The records and counts of a few photos."""
+        found: list[list[Candidates]] = [[] for _ in photos]
+        counts = [Counts() for _ in photos]
+        for layer, grid in enumerate(self.point_grids[: self.crop_n_layers + 1]):
+            views = [
+                view
+                for i, photo in enumerate(photos)
+                for view in views_of(i, photo.shape[:2], layer, self.crop_overlap_ratio, model)
+            ]
+            group = together(model, len(views))
+            for start in range(0, len(views), group):
+                part = views[start : start + group]
+                tables = self._views(model, photos, part, grid, counts, bar)
+                for view, table in zip(part, tables, strict=True):
+                    found[view.photo].append(table)
+        return [self._finish(*one) for one in zip(found, counts, strict=True)]
 
-    def _record(self, candidate: Candidate) -> dict[str, Any]:
-        counts = candidate.rle["counts"]
+    def _views(
+        self, model: CompiledModel, photos, views: Sequence[View], grid, counts, bar
+    ) -> list[Candidates]:
+        """The masks of some views with the same grid, duplicates within each removed."""
+        features = encode_views(model, photos, views)
+        points = np.stack([grid * np.array([view.hw[::-1]]) for view in views])
+        tables: list[list[Candidates]] = [[] for _ in views]
+        for i, part, decoded in decode_views(model, features, views, points, self.points_per_batch):
+            own = counts[views[i].photo]
+            tables[i].append(sift(decoded, points[i, part], views[i], self.limits, own))
+            bar.update(part.stop - part.start)
+        results = []
+        for view, parts in zip(views, tables, strict=True):
+            table = Candidates.join(parts)
+            table = suppress(table, table.scores, self.box_nms_thresh, counts[view.photo])
+            results.append(encode_masks(table, view, self.limits.mask_threshold))
+        return results
+
+    def _finish(self, tables: list[Candidates], counts: Counts) -> tuple[list[dict], Counts]:
+        """The records of one photo from the masks of its crops."""
+        table = Candidates.join(tables)
+        if self.crop_n_layers:
+            areas = box_area(table.crop_boxes).astype(np.float32)
+            table = suppress(table, np.float32(1) / areas, self.crop_nms_thresh, counts)
+        if self.min_mask_region_area > 0 and len(table):
+            threshold = max(self.box_nms_thresh, self.crop_nms_thresh)
+            table = clean_regions(table, self.min_mask_region_area, threshold, counts)
+        counts.kept = len(table)
+        return [self._record(table, i) for i in range(len(table))], counts
+
+    def _record(self, table: Candidates, i: int) -> dict[str, Any]:
+        mask = table.masks[i]
         if self.output_mode == "binary_mask":
-            segmentation: Any = rle.decode(candidate.rle)
+            segmentation: Any = rle.decode(mask)
         elif self.output_mode == "coco_rle":
-            compressed = rle.compress_counts(np.asarray(counts))
-            segmentation = {"size": candidate.rle["size"], "counts": compressed}
+            compressed = rle.compress_counts(np.asarray(mask["counts"]))
+            segmentation = {"size": mask["size"], "counts": compressed}
         else:
-            segmentation = candidate.rle
+            segmentation = mask
         return {
             "segmentation": segmentation,
-            "area": sum(counts[1::2]),
-            "bbox": xyxy_to_xywh(candidate.box_xyxy).tolist(),
-            "predicted_iou": float(candidate.score),
-            "point_coords": [candidate.point_xy.tolist()],
-            "stability_score": float(candidate.stability),
-            "crop_box": xyxy_to_xywh(np.array(candidate.crop_box)).tolist(),
+            "area": sum(mask["counts"][1::2]),
+            "bbox": xyxy_to_xywh(table.boxes_xyxy[i]).tolist(),
+            "predicted_iou": float(table.scores[i]),
+            "point_coords": [table.points_xy[i].tolist()],
+            "stability_score": float(table.stability[i]),
+            "crop_box": xyxy_to_xywh(table.crop_boxes[i]).tolist(),
         }
-
-
-def clean_regions(
-    candidates: list[Candidate], min_area: float, iou_threshold: float
-) -> list[Candidate]:
-    """Candidates without small holes and islands, new duplicates removed.
-
-    Where two are duplicates now, one that needed no cleaning wins.
-    """
-    if not candidates:
-        return []
-    cleaned, scores = [], []
-    for candidate in candidates:
-        mask, filled = fill_small_holes(rle.decode(candidate.rle), min_area)
-        mask, dropped = drop_small_islands(mask, min_area)
-        changed = filled or dropped
-        scores.append(0.0 if changed else 1.0)
-        if changed:
-            candidate = dataclasses.replace(
-                candidate, rle=rle.uncompressed(mask), box_xyxy=mask_boxes(mask)
-            )
-        cleaned.append(candidate)
-    return _suppress(cleaned, np.array(scores), iou_threshold)
-
-
-def _suppress(candidates: list[Candidate], scores: np.ndarray, threshold: float) -> list[Candidate]:
-    """What box NMS keeps, by descending score."""
-    boxes = np.array([candidate.box_xyxy for candidate in candidates]).reshape(-1, 4)
-    return [candidates[i] for i in nms(boxes, scores, threshold)]
 
 
 def _grids(points_per_side, grids, layers: int, downscale: int) -> list[np.ndarray]:

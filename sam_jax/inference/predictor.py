@@ -91,7 +91,7 @@ class Predictor:
             use_compilation_cache()
         self.config = sam.config
         self.image_size = int(size)
-        self.compiled = CompiledModel(sam.config, sam.params)
+        self.compiled = CompiledModel(sam.config, sam.params, self.image_size)
 
     def warm_up(self, *, prompts: int = 1, points: int = 1, masks: bool = False) -> None:
         """Compiles now what `embed` and `predict` need, so that the first click is as fast as any.
@@ -127,10 +127,7 @@ class Predictor:
         for chunk in _chunks(sources):
             photos = [read_image(source) for source in chunk]
             sizes += [photo.shape[:2] for photo in photos]
-            resized = [resize_image(photo, self.image_size) for photo in photos]
-            frames = np.stack([pad_to_frame(photo, self.image_size) for photo in resized])
-            input_hw = np.array([photo.shape[:2] for photo in resized], np.int32)
-            features.append(self.compiled.encode(frames, input_hw))
+            features.append(self.compiled.encode(*frames(photos, self.image_size)))
         joined = features[0] if len(features) == 1 else jax.numpy.concatenate(features)
         input_sizes = tuple(resized_hw(hw, self.image_size) for hw in sizes)
         return Embedding(joined, tuple(sizes), input_sizes, is_batch)
@@ -208,6 +205,18 @@ class Predictor:
         if not several:
             masks, scores, logits = masks[0], scores[0], logits[0]
         return Prediction(masks, scores, logits)
+
+
+def frames(photos: Sequence[np.ndarray], image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Photos uint8 [H, W, 3] as the encoder takes them.
+
+    Returns:
+      uint8 [B, image_size, image_size, 3], padded at the right and the bottom, and int32 [B, 2],
+      the height and width in it of each photo.
+    """
+    resized = [resize_image(photo, image_size) for photo in photos]
+    padded = np.stack([pad_to_frame(photo, image_size) for photo in resized])
+    return padded, np.array([photo.shape[:2] for photo in resized], np.int32)
 
 
 def choose_masks(

@@ -33,11 +33,14 @@ class SamModel(nn.Module):
         """Normalised, padded images float [B, H, W, 3] -> embeddings float32 [B, h, w, D]."""
         return self.image_encoder(images, train)
 
-    def decode(self, embedding: jax.Array, prompts: Prompts, train: bool = False):
+    def decode(
+        self, embedding: jax.Array, prompts: Prompts, train: bool = False, multi: bool = False
+    ):
         """Embeddings [B, h, w, D] and prompts -> logits [B, N, K, 4h, 4w], IoU [B, N, K].
 
         K is 4: index 0 is the mask for several prompts, 1-3 the whole, part and subpart of one
         ambiguous prompt. Points are pixels of the padded model frame [h * patch, w * patch].
+        With `multi` K is 3, index 0 left out, and no slot may be empty (see `MaskDecoder`).
         """
         if embedding.ndim != 4 or embedding.shape[-1] != self.config.embed_dim:
             raise ValueError(
@@ -51,7 +54,7 @@ class SamModel(nn.Module):
             )
         tokens, live, dense_map = self.prompt_encoder(prompts, hw)
         image_pe = self.prompt_encoder.dense_positions(hw)
-        return self.mask_decoder(embedding, image_pe, tokens, live, dense_map, train)
+        return self.mask_decoder(embedding, image_pe, tokens, live, dense_map, train, multi)
 
     def __call__(self, images: jax.Array, prompts: Prompts, train: bool = False):
         """Encodes and decodes: logits [B, N, K, 4h, 4w] and predicted IoU [B, N, K]."""

@@ -25,39 +25,6 @@ def xyxy_to_xywh(boxes_xyxy: np.ndarray) -> np.ndarray:
     return boxes
 
 
-def nms(boxes_xyxy: np.ndarray, scores: np.ndarray, iou_threshold: float) -> np.ndarray:
-    """Greedy non-maximum suppression.
-
-    Boxes are visited by descending score, ties in the order given; each that is kept suppresses
-    the later ones whose IoU with it is strictly above the threshold. Two boxes without area do
-    not suppress each other. Computed in float32, as by torchvision.
-
-    Args:
-      boxes_xyxy: [N, 4].
-      scores: [N].
-      iou_threshold: in 0..1.
-
-    Returns:
-      int64 indices of the boxes kept, by descending score.
-    """
-    boxes = np.asarray(boxes_xyxy, np.float32).reshape(-1, 4)
-    order = np.argsort(-np.asarray(scores, np.float32), kind="stable")
-    boxes = boxes[order]
-    areas = box_area(boxes)
-    alive = np.ones(len(boxes), bool)
-    for i in range(len(boxes)):
-        if not alive[i]:
-            continue
-        rest = i + 1 + np.flatnonzero(alive[i + 1 :])
-        first = np.maximum(boxes[i, :2], boxes[rest, :2])
-        sides = np.minimum(boxes[i, 2:], boxes[rest, 2:]) - first
-        shared = np.prod(np.maximum(sides, 0), axis=1)
-        union = areas[i] + areas[rest] - shared
-        iou = np.divide(shared, union, out=np.zeros_like(shared), where=union != 0)
-        alive[rest[iou > iou_threshold]] = False
-    return order[alive]
-
-
 def point_grid(per_side: int) -> np.ndarray:
     """float64 [per_side ** 2, 2]: the centres of a grid's cells in 0..1, row by row."""
     offset = 1 / (2 * per_side)

@@ -8,17 +8,26 @@ from scipy import ndimage
 _EIGHT = np.ones((3, 3), int)
 
 
-def fill_small_holes(mask: np.ndarray, min_area: float) -> tuple[np.ndarray, bool]:
+def fill_small_holes(
+    mask: np.ndarray, min_area: float, beyond: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> tuple[np.ndarray, bool]:
     """Sets the connected regions of unset pixels that are strictly smaller than `min_area`.
 
     Args:
       mask: bool [H, W].
       min_area: in pixels.
+      beyond: unset pixels above, below, left and right of `mask` where that is a part of a picture;
+        on a side that has any, the outermost line of `mask` is unset and counts as one with them.
 
     Returns:
       bool [H, W], and whether anything changed. A mask that did not change is returned as it is.
     """
     regions, sizes = _regions(~np.asarray(mask, bool))
+    for pixels, label in zip(
+        beyond, (regions[0, 0], regions[-1, 0], regions[0, 0], regions[0, -1]), strict=True
+    ):
+        if pixels:
+            sizes[label - 1] += pixels
     small = sizes < min_area
     if not small.any():
         return mask, False

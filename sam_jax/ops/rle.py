@@ -47,6 +47,34 @@ def uncompressed(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": _counts_from_changes(changes, flat).tolist()}
 
 
+def uncompressed_part(
+    part: np.ndarray, top_left: tuple[int, int], image_hw: tuple[int, int]
+) -> dict[str, Any]:
+    """The RLE of a mask of which only a part can be set, without making the whole mask.
+
+    Args:
+      part: bool [h, w].
+      top_left: row and column of the part in the mask.
+      image_hw: height and width of the mask; the part lies within.
+
+    Returns:
+      {"size", "counts": list of int}, as `uncompressed` of the whole mask.
+    """
+    (h, w), (top, left), (height, width) = part.shape, top_left, image_hw
+    flat = np.zeros((w, h + 1), bool)  # a row of zeros below ends every run with its column
+    flat[:, :h] = part.T
+    changes = np.flatnonzero(np.diff(flat.reshape(-1), prepend=False))
+    # Position k of this is row k % (h + 1) of column k // (h + 1).
+    whole = (changes // (h + 1) + left) * height + changes % (h + 1) + top
+    if h == height:  # runs that reach the bottom go on in the next column
+        goes_on = np.flatnonzero(whole[1:-1:2] == whole[2::2])
+        whole = np.delete(whole, np.concatenate([2 * goes_on + 1, 2 * goes_on + 2]))
+    counts = np.diff(np.concatenate([[0], whole, [height * width]]))
+    if len(counts) > 1 and counts[-1] == 0:
+        counts = counts[:-1]
+    return {"size": [height, width], "counts": counts.tolist()}
+
+
 def decode(rle: dict[str, Any]) -> np.ndarray:
     """The mask of a COCO RLE.
 
@@ -64,6 +92,21 @@ def decode(rle: dict[str, Any]) -> np.ndarray:
     values = np.zeros(len(counts), dtype=bool)
     values[1::2] = True
     return np.repeat(values, counts).reshape(width, height).T
+
+
+def decode_part(rle: dict[str, Any], top_left: tuple[int, int], hw: tuple[int, int]) -> np.ndarray:
+    """bool [h, w]: the part of a mask whose first pixel is at row, column `top_left`.
+
+    Costs as much as the columns of the part; errors as `decode`.
+    """
+    counts, height = read_counts(rle), int(rle["size"][0])
+    start, stop = top_left[1] * height, (top_left[1] + hw[1]) * height
+    ends = np.cumsum(counts)
+    first, last = np.searchsorted(ends, start, "right"), np.searchsorted(ends, stop, "left")
+    bounds = np.clip(ends[first : last + 1], start, stop)
+    values = np.arange(first, last + 1) % 2 == 1
+    flat = np.repeat(values, np.diff(np.concatenate([[start], bounds])))
+    return flat.reshape(hw[1], height)[:, top_left[0] : top_left[0] + hw[0]].T
 
 
 def area(rle: dict[str, Any]) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sam_jax.inference.generator import Candidate, MaskGenerator, clean_regions
+from sam_jax.inference.candidates import Candidates, Counts, clean_mask, clean_regions
+from sam_jax.inference.generator import MaskGenerator
 from sam_jax.inference.predictor import Predictor
 from sam_jax.ops import rle
 from sam_jax.ops.masks import mask_boxes
+from sam_jax.ops.regions import drop_small_islands, fill_small_holes
 from tests.small import photo, small_sam
 
 LOOSE = dict(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=1.0)
@@ -87,29 +89,49 @@ def test_crops(predictor):
         assert mask.shape == (200, 300) and mask[y : y + h, x : x + w].sum() == record["area"]
 
 
+def table_of(masks, scores) -> Candidates:
+    """Candidates of a photo that is one crop."""
+    return Candidates(
+        np.array(scores, np.float32),
+        np.ones(len(masks), np.float32),
+        np.array([mask_boxes(mask) for mask in masks]),
+        np.zeros((len(masks), 2)),
+        np.tile([0, 0, *masks[0].shape[::-1]], (len(masks), 1)),
+        [rle.uncompressed(mask) for mask in masks],
+    )
+
+
 def test_cleaned_regions_lose_against_clean_ones():
     disc = np.hypot(*(np.mgrid[:40, :40] - 20)) < 15
     holed = disc.copy()
     holed[20, 20] = False
     speck = np.zeros((40, 40), bool)
     speck[2, 2] = True
-    candidates = [
-        Candidate(
-            rle.uncompressed(mask),
-            mask_boxes(mask),
-            np.float32(score),
-            np.float32(1),
-            np.zeros(2),
-            (0, 0, 40, 40),
-        )
-        for mask, score in ((holed | speck, 0.99), (disc, 0.9))
-    ]
-    kept = clean_regions(candidates, 10, 0.7)
-    assert len(kept) == 1 and kept[0].score == np.float32(0.9)
-    alone = clean_regions(candidates[:1], 10, 0.7)[0]
-    np.testing.assert_array_equal(rle.decode(alone.rle), disc)
-    np.testing.assert_array_equal(alone.box_xyxy, mask_boxes(disc))
-    assert clean_regions([], 10, 0.7) == []
+    counts = Counts()
+    both = table_of([holed | speck, disc], [0.99, 0.9])
+    kept = clean_regions(both, 10, 0.7, counts)
+    assert len(kept) == 1 and kept.scores[0] == np.float32(0.9) and counts.duplicates == 1
+    alone = clean_regions(both.take(np.array([0])), 10, 0.7, counts)
+    np.testing.assert_array_equal(rle.decode(alone.masks[0]), disc)
+    np.testing.assert_array_equal(alone.boxes_xyxy[0], mask_boxes(disc))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_cleaning_a_mask_s_surroundings_is_cleaning_the_photo(seed):
+    rng = np.random.default_rng(seed)
+    hw = rng.integers(1, 30, 2)
+    mask = rng.random(hw) < rng.choice([0.05, 0.5, 0.9])
+    y, x = (int(rng.integers(0, n)) for n in hw)
+    mask[: rng.integers(0, y + 1)], mask[:, x + rng.integers(1, 30) :] = False, False
+    area = int(rng.choice([2, 10, 60]))
+    whole, filled = fill_small_holes(mask, area)
+    whole, dropped = drop_small_islands(whole, area)
+    cleaned = clean_mask(rle.uncompressed(mask), mask_boxes(mask), area)
+    if not (filled or dropped):
+        assert cleaned is None
+    else:
+        np.testing.assert_array_equal(rle.decode(cleaned[0]), whole)
+        np.testing.assert_array_equal(cleaned[1], mask_boxes(whole))
 
 
 @pytest.mark.parametrize(

@@ -9,44 +9,10 @@ from sam_jax.ops.boxes import (
     box_area,
     crop_boxes,
     near_crop_edge,
-    nms,
     point_grid,
     point_grids,
     xyxy_to_xywh,
 )
-
-
-def test_nms_keeps_the_best_and_is_strict_at_the_threshold():
-    boxes = [[0, 0, 10, 10], [0, 0, 10, 5], [20, 20, 30, 30], [0, 0, 10, 9]]
-    # IoU with the first: 0.5, 0, 0.9.
-    np.testing.assert_array_equal(nms(boxes, [0.9, 0.8, 0.7, 0.95], 0.5), [3, 2])
-    np.testing.assert_array_equal(nms(boxes, [0.95, 0.8, 0.7, 0.9], 0.5), [0, 1, 2])
-    np.testing.assert_array_equal(nms(boxes, [0.95, 0.8, 0.7, 0.9], 0.49), [0, 2])
-
-
-def test_nms_orders_ties_as_they_came_and_leaves_boxes_without_area():
-    boxes = [[0, 0, 0, 0], [5, 5, 9, 9], [0, 0, 0, 0], [5, 5, 9, 9]]
-    np.testing.assert_array_equal(nms(boxes, [1.0, 1.0, 1.0, 1.0], 0.7), [0, 1, 2])
-    assert nms(np.zeros((0, 4)), np.zeros(0), 0.7).shape == (0,)
-
-
-def test_nms_against_the_plain_double_loop():
-    rng = np.random.default_rng(0)
-    low = rng.integers(0, 60, (200, 2))
-    boxes = np.concatenate([low, low + rng.integers(1, 40, (200, 2))], 1).astype(np.float32)
-    scores = rng.integers(0, 20, 200) / 20  # many ties
-    kept: list[int] = []
-    for i in sorted(range(200), key=lambda i: (-scores[i], i)):
-        for j in kept:
-            last, first = np.minimum(boxes[i], boxes[j])[2:], np.maximum(boxes[i], boxes[j])[:2]
-            wide, high = last - first
-            shared = max(wide, 0) * max(high, 0)
-            if shared / (box_area(boxes[i]) + box_area(boxes[j]) - shared) > 0.3:
-                break
-        else:
-            kept.append(i)
-    np.testing.assert_array_equal(nms(boxes, scores, 0.3), kept)
-    assert 10 < len(kept) < 190
 
 
 def test_areas_and_xywh_have_no_plus_one():

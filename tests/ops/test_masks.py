@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 
 from sam_jax.ops.masks import (
-    mask_and_stability,
+    Axis,
     mask_boxes,
     upscale_logits,
     upscale_masks,
-    upscale_matrix,
 )
 from sam_jax.ops.transforms import resized_hw
 
@@ -39,9 +38,9 @@ def test_the_matrix_by_hand():
     # 2 -> 4 gives weights 1, 3/4, 1/4, 0 of the first sample; of the first 2 outputs back to 1
     # their mean.
     np.testing.assert_allclose(
-        upscale_matrix(2, 4, 4, 4).toarray(), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
+        Axis(2, 4, 4, 4).matrix.toarray(), [[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]]
     )
-    np.testing.assert_allclose(upscale_matrix(2, 4, 2, 1).toarray(), [[0.875, 0.125]])
+    np.testing.assert_allclose(Axis(2, 4, 2, 1).matrix.toarray(), [[0.875, 0.125]])
 
 
 def test_padding_is_cut_off():
@@ -66,19 +65,6 @@ def test_any_leading_axes_and_none():
     assert out.shape == (2, 3, 300, 320)
     np.testing.assert_array_equal(out[1, 2], upscale_logits(logits[1, 2], (30, 32), (300, 320), 32))
     assert upscale_masks(logits[:0], (30, 32), (300, 320), 32).shape == (0, 3, 300, 320)
-
-
-def test_stability_is_counted_at_the_photo_s_size():
-    y, x = np.mgrid[:16, :16]
-    logits = (5 - np.hypot(x - 8, y - 8)).astype(np.float32)
-    sizes = ((64, 64), (200, 200), 64)
-    mask, stability = mask_and_stability(logits, *sizes)
-    full = upscale_logits(logits, *sizes)
-    np.testing.assert_array_equal(mask, full > 0)
-    assert stability.dtype == np.float32
-    assert stability == np.float32((full > 1).sum()) / np.float32((full > -1).sum())
-    assert 0.4 < stability < 0.5  # discs of radius 4 and 6: 16 / 36
-    assert np.isnan(mask_and_stability(logits - 100, *sizes)[1])
 
 
 def test_mask_boxes_are_inclusive():

@@ -81,3 +81,18 @@ def test_bad_masks_are_refused(shape):
         rle.encode(np.zeros(shape, bool))
     with pytest.raises(ValueError, match="labels must be integers"):
         rle.encode_groups(np.zeros(shape, np.uint8), [[1]])
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_parts_of_masks(seed):
+    rng = np.random.default_rng(seed)
+    height, width = rng.integers(1, 9, 2)
+    h, w = rng.integers(1, height + 1), rng.integers(1, width + 1)
+    y, x = rng.integers(0, height - h + 1), rng.integers(0, width - w + 1)
+    mask = np.zeros((height, width), bool)
+    part = rng.random((h, w)) < rng.choice([0, 0.3, 0.9, 1])
+    mask[y : y + h, x : x + w] = part
+    whole = rle.uncompressed(mask)
+    assert rle.uncompressed_part(part, (y, x), (height, width)) == whole
+    np.testing.assert_array_equal(rle.decode_part(whole, (y, x), (h, w)), part)
+    np.testing.assert_array_equal(rle.decode_part(rle.encode(mask), (y, x), (h, w)), part)
