@@ -19,6 +19,10 @@ _HOMES = {
     "Prediction": "sam_jax.inference.predictor",
     "Embedding": "sam_jax.inference.predictor",
     "MaskGenerator": "sam_jax.inference.generator",
+    "PRESETS": "sam_jax.inference.presets",
+    "remove_overlaps": "sam_jax.inference.records",
+    "to_label_map": "sam_jax.inference.records",
+    "to_polygons": "sam_jax.inference.records",
     "ImageError": "sam_jax.data.images",
     "SamModel": "sam_jax.models.sam",
     "init": "sam_jax.models.sam",
@@ -35,6 +39,7 @@ __all__ = [
     "Embedding",
     "ImageError",
     "MaskGenerator",
+    "PRESETS",
     "Prediction",
     "Predictor",
     "Prompts",
@@ -45,7 +50,10 @@ __all__ = [
     "init",
     "load",
     "normalise",
+    "remove_overlaps",
     "save",
+    "to_label_map",
+    "to_polygons",
 ]
 
 if TYPE_CHECKING:
@@ -54,6 +62,8 @@ if TYPE_CHECKING:
     from sam_jax.data.images import ImageError
     from sam_jax.inference.generator import MaskGenerator
     from sam_jax.inference.predictor import Embedding, Prediction, Predictor
+    from sam_jax.inference.presets import PRESETS
+    from sam_jax.inference.records import remove_overlaps, to_label_map, to_polygons
     from sam_jax.models.config import CONFIGS, SamConfig
     from sam_jax.models.prompt_encoder import Prompts
     from sam_jax.models.sam import SamModel, init, normalise

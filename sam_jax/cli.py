@@ -17,6 +17,7 @@ from sam_jax import __version__
 
 COMMANDS = {
     "segment": ("sam_jax.inference.segment", "masks of a photo, from points, boxes or nothing"),
+    "generate": ("sam_jax.inference.generate", "masks of everything in each photo of a folder"),
     "evaluate": ("sam_jax.evaluation.command", "the paper's tables, on data with true masks"),
 }
 """Name -> module and one line of help."""

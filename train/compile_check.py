@@ -212,10 +212,13 @@ def compile_step(config: TrainConfig, stage: Stage, topology: str) -> Report:
 
 def overflow(message: str) -> float | None:
     """The bytes that a program wants, out of the compiler's complaint; None for another one."""
-    found = re.search(r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm", message)
-    if not found:
-        return None
-    return float(found[1]) * 1024.0 ** " KMGT".index(found[2] or " ")
+    for pattern in (
+        r"Used ([\d.]+)([KMGT]?) of [\d.]+[KMGT]? hbm",
+        r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM",  # at least that
+    ):
+        if found := re.search(pattern, message):
+            return float(found[1]) * 1024.0 ** " KMGT".index(found[2] or " ")
+    return None
 
 
 def knobs(report: Report) -> list[str]:

@@ -32,10 +32,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_picture(path: Path, picture: Image.Image) -> None:
+def write_picture(path: Path, picture: Image.Image, quality: int = 92) -> None:
     """A PIL image as the format that the name ends in (.png, .jpg or .webp)."""
     kind = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}.get(path.suffix.lower(), "PNG")
-    options = {"quality": 92} if kind != "PNG" else {}
+    options = {"quality": quality} if kind != "PNG" else {}
     write_atomically(path, lambda file: picture.save(file, kind, **options))
 
 
@@ -59,17 +59,21 @@ def write_label_map(path: Path, masks: Sequence[np.ndarray], image_hw: tuple[int
     areas = np.array([np.count_nonzero(mask) for mask in masks])
     for i in np.argsort(-areas, kind="stable"):
         labels[masks[i]] = i + 1
+    write_labels(path, labels)
+
+
+def write_labels(path: Path, labels: np.ndarray) -> None:
+    """A label map as PNG: uint8 [H, W] with a palette, uint16 [H, W] as grey."""
     picture = Image.fromarray(labels)
     if labels.dtype == np.uint8:
-        palette = [(0, 0, 0), *(colour(i) for i in range(len(masks)))]
-        picture = picture.convert("P") if picture.mode != "L" else picture
+        palette = [(0, 0, 0), *(colour(i) for i in range(int(labels.max(initial=0))))]
         picture.putpalette([value for rgb in palette for value in rgb])
     write_picture(path, picture)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     """`value` as JSON; NaN and infinity are errors."""
-    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

@@ -25,34 +25,12 @@ from sam_jax.inference.candidates import (
 )
 from sam_jax.inference.compiled import CompiledModel
 from sam_jax.inference.predictor import Predictor
+from sam_jax.inference.presets import PRESETS
 from sam_jax.inference.views import View, decode_views, encode_views, together, views_of
 from sam_jax.ops import rle
 from sam_jax.ops.boxes import box_area, crop_boxes, point_grids, xyxy_to_xywh
 
 OUTPUT_MODES = ("binary_mask", "uncompressed_rle", "coco_rle")
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "dense": dict(
-        pred_iou_thresh=0.86,
-        stability_score_thresh=0.92,
-        crop_n_layers=1,
-        crop_n_points_downscale_factor=2,
-        min_mask_region_area=100,
-    ),
-    "sa1b": dict(
-        crop_n_layers=2,
-        crop_n_points_downscale_factor=2,
-        min_mask_region_area=100,
-        max_area_ratio=0.95,
-    ),
-    "edges": dict(points_per_side=16, pred_iou_thresh=0.0, stability_score_thresh=0.0),
-    "proposals": dict(
-        points_per_side=64, pred_iou_thresh=0.0, stability_score_thresh=0.0, box_nms_thresh=0.9
-    ),
-}
-"""Arguments of `MaskGenerator` by name: the released defaults; the denser setting of the released
-notebook; how SA-1B was made; and the settings of the paper's edge and proposal tables."""
 
 
 class MaskGenerator:
@@ -183,6 +161,10 @@ class MaskGenerator:
         if not with_counts:
             return records if several else records[0]
         return (records, [c for _, c in results]) if several else results[0]
+
+    def photos_at_once(self, photos: int) -> int:
+        """How many of so many photos `generate` has in work at a time; more gain nothing."""
+        return together(self._model(photos), photos)
 
     def _points(self) -> int:
         """Points of all crops of a photo."""

@@ -129,6 +129,11 @@ def test_what_fits_and_what_does_not_is_said():
 def test_the_compilers_complaint_is_read():
     message = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm. Exceeded by 4.75G."
     assert overflow(message) == 20.5 * 2**30
+    message = (
+        "E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (16.86G) exceeds available HBM (15.75G)."
+    )
+    assert overflow(message) == 16.86 * 2**30
     assert overflow("something else") is None
 
 
