@@ -3,12 +3,14 @@
 Every photo has one file that is written last; a photo is done when that is there. So a run can be
 stopped anywhere and started again, and ends with the files of a run that was left alone.
 
-    DIR/settings.json         what the masks were made with; another run must agree
+    DIR/.settings.json        what the masks were made with; another run must agree
     DIR/SUB/NAME.jpg, .json   form "sa1b": a pair of files as in SA-1B
     DIR/parts/SUB/NAME.json   form "coco": the same, and DIR/instances.json made of all of them
     DIR/SUB/NAME.png          form "labels": 0 where no mask is, else the number of one
-    DIR/skipped.json          photos that could not be read, and why
-    DIR/overlays/, index.html pictures of some photos with their masks
+    DIR/skipped.txt           photos that could not be read, and why
+    DIR/index.html            pictures of some photos with their masks, which lie in DIR/.overlays
+
+What is no result is hidden or no JSON, so that DIR is a data set as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from sam_jax.ops import rle
 
 FORMS = ("sa1b", "coco", "labels")
 PHOTOS = ("copy", "link", "none")
+SETTINGS, OVERLAYS = ".settings.json", ".overlays"
 OVERLAY_SIDE = 960
 """Longer side of an overlay in pixels, at most."""
 
@@ -111,7 +114,7 @@ class Folder:
           ValueError: the folder holds masks that were made with other settings.
           OSError: it cannot be written to.
         """
-        path = self.out / "settings.json"
+        path = self.out / SETTINGS
         settings = json.loads(json.dumps({"form": self.form, **settings}))
         if path.exists():
             there = json.loads(path.read_text())
@@ -158,9 +161,10 @@ class Folder:
         Args:
           skipped: photo, relative to the source, and why it could not be read.
         """
-        path = self.out / f"skipped{self._suffix}.json"
+        path = self.out / f"skipped{self._suffix}.txt"
         if skipped or path.exists():
-            files.write_json(path, dict(sorted(skipped.items())))
+            text = "".join(f"{name}: {why}\n" for name, why in sorted(skipped.items()))
+            files.write_atomically(path, lambda file: file.write(text.encode()))
         if self.form == "coco":
             target = self.out / f"instances{self._suffix}.json"
             files.write_atomically(target, self._write_coco)
@@ -179,7 +183,7 @@ class Folder:
         return self.out / (job.name + {"sa1b": ".json", "labels": ".png"}[self.form])
 
     def _overlay(self, job: Job) -> Path:
-        return self.out / "overlays" / f"{job.name}.jpg"
+        return self.out / OVERLAYS / f"{job.name}.jpg"
 
     def _targets(self, job: Job) -> list[Path]:
         """All files of a photo."""
@@ -190,9 +194,10 @@ class Folder:
 
     def _remove_temporary(self, targets: set[Path]) -> None:
         """Removes what a run of this shard that was killed has left half written."""
-        targets |= {self.out / f"{name}{self._suffix}.json" for name in ("skipped", "instances")}
+        own = (f"skipped{self._suffix}.txt", f"instances{self._suffix}.json")
+        targets |= {self.out / name for name in own}
         if not self._suffix:
-            targets |= {self.out / "index.html", self.out / "settings.json"}
+            targets |= {self.out / "index.html", self.out / SETTINGS}
         for parent, _, names in os.walk(self.out):
             for name in names:
                 if name.startswith(".") and name.endswith(".tmp"):
@@ -248,7 +253,7 @@ class Folder:
         """index.html: what was skipped, and the overlays that are there."""
         shown = [job for job in self._all if job.shown and self._overlay(job).exists()]
         figures = "\n".join(
-            f'<figure><img loading="lazy" src="{escape(_url(f"overlays/{job.name}.jpg"))}">'
+            f'<figure><img loading="lazy" src="{escape(_url(f"{OVERLAYS}/{job.name}.jpg"))}">'
             f"<figcaption>{escape(self._relative(job))}</figcaption></figure>"
             for job in shown
         )

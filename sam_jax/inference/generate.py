@@ -2,7 +2,7 @@
 
 Photos whose masks are there already are left out, so a run that was stopped, by Ctrl-C or by a
 loss of power, goes on when the same command is given again. Photos that cannot be read are skipped
-and listed in DIR/skipped.json. Written: SA-1B's files (NAME.jpg and NAME.json for each photo, which
+and listed in DIR/skipped.txt. Written: SA-1B's files (NAME.jpg and NAME.json for each photo, which
 `python -m train` reads), or one COCO file, or label maps; DIR/index.html shows some of the masks.
 """
 
@@ -136,7 +136,8 @@ def _work(generator, folder, left, batch: int | None, watch: Watch) -> None:
     for job, photo in _read(left, size):
         if isinstance(photo, Exception):
             name = job.source.relative_to(folder.source).as_posix()
-            watch.skip(name, " ".join(str(photo).split()))
+            why = " ".join(str(photo).replace(str(job.source), "").split())
+            watch.skip(name, why.removeprefix(": "))
             continue
         group.append((job, photo))
         if len(group) == size:
@@ -238,7 +239,7 @@ class Watch:
         else:
             lines.append("nothing was left to do" if not self.skipped else "no masks")
         if self.skipped:
-            lines.append(f"{len(self.skipped)} skipped, listed in skipped.json")
+            lines.append(f"{len(self.skipped)} skipped, listed in skipped.txt")
         return "\n".join(lines)
 
 
