@@ -82,16 +82,21 @@ def decode(rle: dict[str, Any]) -> np.ndarray:
       rle: {"size": [H, W], "counts": ...} with counts as str, bytes or a list of int.
 
     Returns:
-      bool [H, W].
+      bool [H, W], column-major.
 
     Raises:
       ValueError: `rle` is no RLE, or its counts do not fill its size.
     """
     counts = read_counts(rle)
     height, width = rle["size"]
-    values = np.zeros(len(counts), dtype=bool)
-    values[1::2] = True
-    return np.repeat(values, counts).reshape(width, height).T
+    flat = np.zeros(height * width, bool)
+    if len(counts) > 1:
+        # Memory before the first and after the last set pixel is never touched: the masks of a
+        # large photo take as much as their columns, not as much as the photo.
+        inner = counts[1 : len(counts) - len(counts) % 2]
+        values = np.arange(len(inner)) % 2 == 0
+        flat[counts[0] : counts[0] + int(inner.sum())] = np.repeat(values, inner)
+    return flat.reshape(width, height).T
 
 
 def decode_part(rle: dict[str, Any], top_left: tuple[int, int], hw: tuple[int, int]) -> np.ndarray:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import resource
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sam_jax.inference import views
 from sam_jax.inference.candidates import Candidates, Counts, clean_mask, clean_regions
 from sam_jax.inference.generator import MaskGenerator
 from sam_jax.inference.predictor import Predictor
+from sam_jax.inference.presets import PRESETS
 from sam_jax.ops import rle
 from sam_jax.ops.masks import mask_boxes
 from sam_jax.ops.regions import drop_small_islands, fill_small_holes
@@ -89,6 +96,89 @@ def test_crops(predictor):
         assert mask.shape == (200, 300) and mask[y : y + h, x : x + w].sum() == record["area"]
 
 
+def test_a_list_of_photos_on_all_devices_is_each_alone(predictor):
+    assert len(jax.local_devices()) == 8
+    photos = [photo((50 + 9 * i, 81 - 7 * i), i) for i in range(5)]
+    for changes in ({}, {"crop_n_layers": 1, "crop_n_points_downscale_factor": 2}):
+        generator = MaskGenerator(predictor, **{**LOOSE, "box_nms_thresh": 0.9}, **changes)
+        one_device = MaskGenerator(predictor, **{**LOOSE, "box_nms_thresh": 0.9}, **changes)
+        one_device._model = lambda photos: predictor.compiled
+        together, counts = generator.generate(photos, with_counts=True)
+        assert generator._spread.devices == 8 and len(together) == len(counts) == 5
+        for image, records, count in zip(photos, together, counts, strict=True):
+            alone, own = one_device.generate(image, with_counts=True)
+            assert own == count and len(alone) == len(records) > 0
+            for a, b in zip(alone, records, strict=True):
+                np.testing.assert_array_equal(a.pop("segmentation"), b.pop("segmentation"))
+                assert a == b
+
+
+def test_counts_say_what_became_of_every_mask(predictor):
+    image = photo((200, 300))
+    arguments = dict(
+        points_per_side=4,
+        stability_score_offset=0.05,
+        box_nms_thresh=0.8,
+        crop_n_layers=1,
+        min_mask_region_area=30,
+    )
+    seen = set()
+    for pred_iou, stability in ((0.01, 0.5), (0.0, 0.0)):
+        generator = MaskGenerator(
+            predictor, pred_iou_thresh=pred_iou, stability_score_thresh=stability, **arguments
+        )
+        records, counts = generator.generate(image, with_counts=True)
+        assert counts.masks == 5 * 16 * 3 and counts.kept == len(records)
+        dropped = dataclasses.asdict(counts)
+        assert dropped.pop("masks") == sum(dropped.values())
+        seen |= {name for name, count in dropped.items() if count}
+    assert seen == {"low_predicted_iou", "unstable", "at_crop_edge", "duplicates", "kept"}
+
+
+def test_masks_of_nearly_everything_may_be_left_out(predictor):
+    image = photo((50, 81))
+    everything = MaskGenerator(predictor, **LOOSE).generate(image)
+    areas = sorted(record["area"] / image[..., 0].size for record in everything)
+    limit = areas[len(areas) // 2]
+    generator = MaskGenerator(predictor, **LOOSE, max_area_ratio=limit)
+    kept, counts = generator.generate(image, with_counts=True)
+    assert len(kept) == sum(area < limit for area in areas)
+    assert counts.too_large == len(everything) - len(kept) > 0
+
+
+def test_presets():
+    sam = small_sam()
+    for name, arguments in PRESETS.items():
+        generator = MaskGenerator.preset(sam, name, points_per_side=8)
+        assert len(generator.point_grids[0]) == 64
+        assert generator.crop_n_layers == arguments.get("crop_n_layers", 0)
+    generator = MaskGenerator.preset(sam, "sa1b")
+    assert [len(grid) for grid in generator.point_grids] == [1024, 256, 64]
+    assert generator.limits.max_area_ratio == 0.95 and generator.min_mask_region_area == 100
+    assert MaskGenerator(sam).limits.max_area_ratio == 1.0
+    with pytest.raises(ValueError, match="expected one of default, dense"):
+        MaskGenerator.preset(sam, "best")
+
+
+def test_only_likely_masks_leave_an_accelerator():
+    logits = jnp.arange(5 * 3 * 2 * 2, dtype=jnp.float32).reshape(1, 5, 3, 2, 2)
+    rows = np.array([[4, 2], [0, 1], [3, 0]])
+    gathered = np.asarray(views._gather(logits, rows))
+    np.testing.assert_array_equal(gathered, np.asarray(logits)[0, rows[:, 0], rows[:, 1]])
+    decoded = views.Decoded(logits, jnp.zeros((1, 5, 3)))
+    np.testing.assert_array_equal(np.stack(list(decoded.logits(rows))), gathered)
+
+
+def test_the_memory_of_small_masks_of_a_large_photo():
+    # Only the columns of a mask are touched: 200 masks of 24 MB each fit easily.
+    mask = {"size": [4000, 6000], "counts": [4000 * 3000, 4000 * 10, 4000 * 2990]}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    masks = [rle.decode(mask) for _ in range(200)]
+    assert all(m[:, 3000:3010].all() for m in masks)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 1.2e6  # kB; they are 4.8 GB
+
+
 def table_of(masks, scores) -> Candidates:
     """Candidates of a photo that is one crop."""
     return Candidates(
@@ -148,6 +238,7 @@ def test_cleaning_a_mask_s_surroundings_is_cleaning_the_photo(seed):
         ),
         (dict(points_per_batch=0), "points_per_batch"),
         (dict(output_mode="png"), "output_mode"),
+        (dict(max_area_ratio=0.0), "max_area_ratio"),
     ],
 )
 def test_bad_arguments(predictor, arguments, message):
