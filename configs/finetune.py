@@ -11,6 +11,7 @@ Low-rank adapters on the encoder's and the decoder's attention, merged at the en
 The decoder alone, every picture encoded once before training (quickest by far):
 
     ... --lora.rank 0 --optim.frozen 'image_encoder/*' --cache-embeddings --no-augment
+        --optim.lr 2e-4
 
 Everything (the most memory, and the most data needed):
 
@@ -39,12 +40,12 @@ def config() -> TrainConfig:
         name="finetune",
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
-        stages=(Stage(300, 0, 4, 8, corrective_clicks=1, mask_only_rounds=0),),
+        stages=(Stage(300, 0, 4, 8, corrective_clicks=1, mask_only_rounds=0, mask_size=256),),
         lora=LoraConfig(rank=8),
-        loss=LossConfig(iou_on_all=True),
+        loss=LossConfig(iou_on_all=True, box_on_all=True),
         prompts=PromptConfig(mask_gradient=False),
         optim=OptimConfig(
-            lr=1e-3,
+            lr=5e-4,
             betas=(0.9, 0.99),
             weight_decay=0.0,
             layer_decay=1.0,
