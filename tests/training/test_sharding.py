@@ -80,14 +80,6 @@ def train(devices: int, fsdp: int, steps: int = 20, config: TrainConfig = CONFIG
     return np.array(jax.device_get(losses)), state
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    """Here compiling takes much longer than computing."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def single():
     return train(1, 1)

@@ -163,6 +163,7 @@ def test_rematerialisation_changes_nothing_but_memory(variables):
     )
 
 
+@pytest.mark.slow
 def test_rounds_in_a_loop_are_the_rounds_one_by_one(variables):
     batch, stage = make_batch(), Stage(1, 32, 2, 3, 2, 1)
     results = []
