@@ -80,6 +80,8 @@ class Candidates:
     @classmethod
     def join(cls, parts: Sequence[Candidates]) -> Candidates:
         """All masks of some tables, in their order."""
+        if not parts:
+            return empty()
         fields = dataclasses.fields(cls)[:-1]
         arrays = (np.concatenate([getattr(part, field.name) for part in parts]) for field in fields)
         return cls(*arrays, [mask for part in parts for mask in part.masks])

@@ -93,8 +93,8 @@ def views_of(
     low_hw = (4 * (side // patch),) * 2
     views = []
     for box, of_layer in zip(*crop_boxes(image_hw, layer, overlap_ratio), strict=True):
-        if of_layer == layer:
-            hw = (box[3] - box[1], box[2] - box[0])
+        hw = (box[3] - box[1], box[2] - box[0])
+        if of_layer == layer and min(hw) > 0:  # a photo of a few pixels has crops without any
             views.append(View(photo, box, image_hw, axes(low_hw, resized_hw(hw, side), hw, side)))
     return views
 

@@ -160,6 +160,20 @@ def test_presets():
         MaskGenerator.preset(sam, "best")
 
 
+@pytest.mark.parametrize("hw", [(1, 1), (2, 300), (1, 64)])
+def test_photos_of_a_few_pixels(predictor, hw):
+    records = MaskGenerator(predictor, **LOOSE, crop_n_layers=2).generate(photo(hw))
+    assert all(record["segmentation"].shape == hw for record in records) and records
+
+
+def test_grids_without_points_and_one_point_at_a_time(predictor):
+    image = photo((50, 81))
+    none = {**LOOSE, "points_per_side": None, "point_grids": [np.zeros((0, 2))]}
+    assert MaskGenerator(predictor, **none).generate(image) == []
+    one_by_one = MaskGenerator(predictor, **LOOSE, points_per_batch=1).generate(image)
+    assert len(one_by_one) == 48
+
+
 def test_only_likely_masks_leave_an_accelerator():
     logits = jnp.arange(5 * 3 * 2 * 2, dtype=jnp.float32).reshape(1, 5, 3, 2, 2)
     rows = np.array([[4, 2], [0, 1], [3, 0]])
