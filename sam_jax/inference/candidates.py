@@ -24,8 +24,8 @@ class Counts:
     Attributes:
       masks: that the decoder gave, three a point.
       low_predicted_iou, unstable, at_crop_edge, too_large: dropped by these filters, in this order.
-      duplicates: dropped by box NMS within a crop, between crops and after the removal of small
-        regions.
+      duplicates_in_crop, duplicates_between_crops, duplicates_after_cleaning: dropped by box NMS
+        in each crop, between crops, and after the removal of small regions.
       kept: the records.
     """
 
@@ -34,7 +34,9 @@ class Counts:
     unstable: int = 0
     at_crop_edge: int = 0
     too_large: int = 0
-    duplicates: int = 0
+    duplicates_in_crop: int = 0
+    duplicates_between_crops: int = 0
+    duplicates_after_cleaning: int = 0
     kept: int = 0
 
 
@@ -118,7 +120,7 @@ def sift(
     rows = np.argwhere(likely)
     counts.masks += scores.size
     counts.low_predicted_iou += scores.size - len(rows)
-    level = limits.mask_threshold - max(limits.stability_score_offset, 0)
+    level = limits.mask_threshold - abs(limits.stability_score_offset)
     found, cutouts, kept = [], [], []
     for (i, k), logits in zip(rows, decoded.logits(rows), strict=True):
         cutout = cut_out(logits, level, view.axes)
@@ -150,11 +152,12 @@ def sift(
 
 
 def suppress(
-    table: Candidates, scores: np.ndarray, iou_threshold: float, counts: Counts
+    table: Candidates, scores: np.ndarray, iou_threshold: float, counts: Counts, when: str
 ) -> Candidates:
-    """What box NMS keeps, by descending score."""
+    """What box NMS keeps, by descending score; `when` is the ending of a field of `Counts`."""
     kept = nms(table.boxes_xyxy, scores, iou_threshold)
-    counts.duplicates += len(table) - len(kept)
+    name = f"duplicates_{when}"
+    setattr(counts, name, getattr(counts, name) + len(table) - len(kept))
     return table.take(kept)
 
 
@@ -193,7 +196,7 @@ def clean_regions(
             masks[i], boxes[i] = cleaned
             unchanged[i] = 0
     table = dataclasses.replace(table, boxes_xyxy=boxes, masks=masks)
-    return suppress(table, unchanged, iou_threshold, counts)
+    return suppress(table, unchanged, iou_threshold, counts, "after_cleaning")
 
 
 def clean_mask(mask: dict, box_xyxy: np.ndarray, min_area: float) -> tuple[dict, np.ndarray] | None:

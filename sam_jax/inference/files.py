@@ -21,15 +21,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     Raises:
       OSError: the folder cannot be written to; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    written = temporary(path, secrets.token_hex(4))
     try:
-        with open(temporary, "xb") as file:
+        with open(written, "xb") as file:
             write(file)
-        os.replace(temporary, path)
+            file.flush()
+            os.fsync(file.fileno())  # so that a loss of power leaves no empty file either
+        os.replace(written, path)
     except OSError as error:
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        written.unlink(missing_ok=True)
+
+
+def temporary(path: Path, token: str) -> Path:
+    """Where `path` is written before it is renamed; long names are cut."""
+    return path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.{token}.tmp")
+
+
+def temporary_of(path: Path) -> Path | None:
+    """`temporary` with an empty token of what a killed run was writing to, None for other files."""
+    parts = path.name.rsplit(".", 2)
+    if not path.name.startswith(".") or len(parts) != 3 or parts[2] != "tmp":
+        return None
+    return path.with_name(f"{parts[0]}..tmp")
 
 
 def write_picture(path: Path, picture: Image.Image, quality: int = 92) -> None:

@@ -10,7 +10,7 @@ stopped anywhere and started again, and ends with the files of a run that was le
     DIR/skipped.txt           photos that could not be read, and why
     DIR/index.html            pictures of some photos with their masks, which lie in DIR/.overlays
 
-What is no result is hidden or no JSON, so that DIR is a data set as it is.
+What is no result is hidden or no JSON, so that with "sa1b" DIR is a data set as it is.
 """
 
 from __future__ import annotations
@@ -94,7 +94,15 @@ class Folder:
         self.source, self.out = Path(source), Path(out)
         self.form, self.photos, self.policy = form, photos, policy
         own = self.out.resolve()
-        paths = [p for p in find_images(self.source) if not p.resolve().is_relative_to(own)]
+        if self.source.resolve().is_relative_to(own):
+            raise ValueError(
+                f"out: {self.out} holds the photos; choose a folder in it or elsewhere"
+            )
+        paths = [
+            path
+            for path in find_images(self.source)
+            if not (path.parent.resolve() / path.name).is_relative_to(own)  # links are not followed
+        ]
         if not paths:
             raise ValueError(f"folder: no photos in {self.source}")
         self._all = _jobs(self.source, paths, overlays)
@@ -115,9 +123,15 @@ class Folder:
           OSError: it cannot be written to.
         """
         path = self.out / SETTINGS
-        settings = json.loads(json.dumps({"form": self.form, **settings}))
-        if path.exists():
-            there = json.loads(path.read_text())
+        about = {"folder": os.fsdecode(self.source.resolve()), "form": self.form}
+        if self.form == "sa1b":
+            about["photos"] = self.photos
+        settings = json.loads(json.dumps({**about, **settings}))
+        if path.exists() and any(self._last(job).exists() for job in self._all):
+            try:
+                there = json.loads(path.read_text())
+            except ValueError as error:
+                raise ValueError(f"out: {path} is damaged ({error}); remove {self.out}") from error
             changed = sorted(k for k in {*there, *settings} if there.get(k) != settings.get(k))
             if changed:
                 listed = ", ".join(f"{k} {there.get(k)}, now {settings.get(k)}" for k in changed)
@@ -140,6 +154,7 @@ class Folder:
           photo: uint8 [H, W, 3].
           records: with "coco_rle" segmentations.
         """
+        records = [record for record in records if record["area"]]  # an empty mask says nothing
         for target in self._targets(job):
             target.parent.mkdir(parents=True, exist_ok=True)
         if job.shown:
@@ -152,7 +167,8 @@ class Folder:
             return
         if self.form == "sa1b" and self.photos != "none":
             self._write_photo(job, photo)
-        name = Path(job.name).name + ".jpg" if self.form == "sa1b" else self._relative(job)
+        beside = self.form == "sa1b" and self.photos != "none"
+        name = Path(job.name).name + ".jpg" if beside else self._relative(job)
         files.write_json(last, document(records, name, job.name, photo.shape[:2]), indent=None)
 
     def close(self, skipped: dict[str, str]) -> None:
@@ -164,13 +180,16 @@ class Folder:
         path = self.out / f"skipped{self._suffix}.txt"
         if skipped or path.exists():
             text = "".join(f"{name}: {why}\n" for name, why in sorted(skipped.items()))
-            files.write_atomically(path, lambda file: file.write(text.encode()))
+            files.write_atomically(path, lambda file: file.write(_bytes(text)))
+        if not self._suffix:  # what parts of the photos have left
+            for part in [*self.out.glob("skipped_*_of_*.txt"), *self.out.glob("instances_*_of_*")]:
+                part.unlink()
         if self.form == "coco":
             target = self.out / f"instances{self._suffix}.json"
             files.write_atomically(target, self._write_coco)
         if any(job.shown for job in self._all):
-            page = self._page(skipped)
-            files.write_atomically(self.out / "index.html", lambda file: file.write(page.encode()))
+            page = self._page()
+            files.write_atomically(self.out / "index.html", lambda file: file.write(_bytes(page)))
 
     def done(self) -> int:
         """How many photos of this shard are done."""
@@ -198,11 +217,12 @@ class Folder:
         targets |= {self.out / name for name in own}
         if not self._suffix:
             targets |= {self.out / "index.html", self.out / SETTINGS}
+        own = {str(files.temporary(target, "")) for target in targets}
         for parent, _, names in os.walk(self.out):
             for name in names:
-                if name.startswith(".") and name.endswith(".tmp"):
-                    if Path(parent, name[1:].rsplit(".", 2)[0]) in targets:
-                        Path(parent, name).unlink(missing_ok=True)
+                path = Path(parent, name)
+                if str(files.temporary_of(path)) in own:
+                    path.unlink(missing_ok=True)
 
     def _relative(self, job: Job) -> str:
         return job.source.relative_to(self.source).as_posix()
@@ -249,17 +269,17 @@ class Folder:
             file.write(f"\n]{end}\n".encode())
         file.write(b"}\n")
 
-    def _page(self, skipped: dict[str, str]) -> str:
-        """index.html: what was skipped, and the overlays that are there."""
+    def _page(self) -> str:
+        """index.html: what was skipped, by other parts too, and the overlays that are there."""
+        texts = [p.read_text(errors="replace") for p in sorted(self.out.glob("skipped*.txt"))]
+        skipped = [line.split(": ", 1) for text in texts for line in text.splitlines()]
         shown = [job for job in self._all if job.shown and self._overlay(job).exists()]
         figures = "\n".join(
             f'<figure><img loading="lazy" src="{escape(_url(f"{OVERLAYS}/{job.name}.jpg"))}">'
             f"<figcaption>{escape(self._relative(job))}</figcaption></figure>"
             for job in shown
         )
-        lines = "\n".join(
-            f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in skipped.items()
-        )
+        lines = "\n".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in skipped)
         title = f"Masks of {self.source.resolve().name}"
         return (
             f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>\n'
@@ -286,15 +306,15 @@ def document(
       image_hw: height and width.
     """
     number = re.fullmatch(r"sa_(\d+)", Path(name).name)
-    digest = hashlib.blake2b(name.encode(), digest_size=8).digest()
-    image_id = int(number[1]) if number else int.from_bytes(digest) >> 22  # 42 bits
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    image_id = int(number[1]) if number else int.from_bytes(digest) >> 28  # 36 bits
     about = {
         "image_id": image_id,
         "width": image_hw[1],
         "height": image_hw[0],
         "file_name": file_name,
     }
-    annotations = [{"id": image_id * 2048 + k, **record} for k, record in enumerate(records)]
+    annotations = [{"id": image_id * 100_000 + k, **record} for k, record in enumerate(records)]
     return {"image": about, "annotations": annotations}
 
 
@@ -313,13 +333,12 @@ def draw_overlay(photo: np.ndarray, records: Iterable[dict[str, Any]]) -> Image.
 
 
 def _jobs(root: Path, paths: list[Path], overlays: int) -> list[Job]:
-    """Photos with names that differ even where only their suffixes do."""
+    """Photos with names that tell suffixes apart; no other photo changes one but by a clash."""
     jobs, taken = [], set()
     for i, path in enumerate(paths):
         relative = path.relative_to(root)
-        name = relative.with_suffix("").as_posix()
-        if name in taken:
-            name += "_" + relative.suffix[1:].lower()
+        name, suffix = relative.with_suffix("").as_posix(), relative.suffix[1:].lower()
+        name += "" if suffix == "jpg" else f"_{suffix}"
         while name in taken:
             name += "_"
         taken.add(name)
@@ -336,4 +355,9 @@ def _documents(jobs: list[Job], path) -> Iterator[tuple[Job, dict]]:
 def _url(path: str) -> str:
     from urllib.parse import quote
 
-    return quote(path)
+    return quote(os.fsencode(path))
+
+
+def _bytes(text: str) -> bytes:
+    """UTF-8; names that are none are written with escapes."""
+    return text.encode(errors="backslashreplace")

@@ -70,7 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--overlays", type=int, default=100, metavar="N", help="photos that index.html shows")
     add("--shard", default="1/1", metavar="I/N", help="do the I-th of N parts of the photos")
-    add("--batch", type=int, metavar="N", help="photos in memory at once (default: by the device)")
+    add(
+        "--batch",
+        type=int,
+        metavar="N",
+        help="photos segmented in one call (default: by the device); as many wait, read",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -226,6 +231,8 @@ class Watch:
         """What was done, how fast, and why masks were dropped."""
         c, lines = self.counts, []
         if self.photos:
+            duplicates = c.duplicates_in_crop + c.duplicates_between_crops
+            duplicates += c.duplicates_after_cleaning
             seconds = (time.monotonic() - self.start) / self.photos
             lines.append(
                 f"{self.photos} photos, {c.kept} masks ({c.kept / self.photos:.1f} a photo), "
@@ -234,7 +241,7 @@ class Watch:
             lines.append(
                 f"of {c.masks} masks that the decoder gave, dropped: {c.low_predicted_iou} for "
                 f"their predicted IoU, {c.unstable} unstable, {c.at_crop_edge} at the edge of a "
-                f"crop, {c.too_large} too large, {c.duplicates} duplicates"
+                f"crop, {c.too_large} too large, {duplicates} duplicates"
             )
         else:
             lines.append("nothing was left to do" if not self.skipped else "no masks")

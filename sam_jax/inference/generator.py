@@ -83,11 +83,21 @@ class MaskGenerator:
     ) -> None:
         if output_mode not in OUTPUT_MODES:
             raise ValueError(f"output_mode: expected one of {OUTPUT_MODES}, got {output_mode!r}")
-        if points_per_batch < 1 or crop_n_layers < 0:
-            raise ValueError(
-                "points_per_batch and crop_n_layers: expected at least 1 and 0, "
-                f"got {points_per_batch} and {crop_n_layers}"
-            )
+        for name, value, least in (
+            ("points_per_side", points_per_side, 1),
+            ("points_per_batch", points_per_batch, 1),
+            ("crop_n_layers", crop_n_layers, 0),
+            ("crop_n_points_downscale_factor", crop_n_points_downscale_factor, 1),
+        ):
+            if value is not None and (value != int(value) or value < least):
+                raise ValueError(f"{name}: expected a whole number from {least} on, got {value}")
+        for name, value in (
+            ("pred_iou_thresh", pred_iou_thresh),
+            ("stability_score_thresh", stability_score_thresh),
+            ("stability_score_offset", stability_score_offset),
+        ):
+            if not np.isfinite(value):
+                raise ValueError(f"{name}: expected a finite number, got {value}")
         if not 0 < max_area_ratio <= 1:
             raise ValueError(f"max_area_ratio: expected above 0, at most 1, got {max_area_ratio}")
         self.point_grids = _grids(
@@ -130,7 +140,8 @@ class MaskGenerator:
         """Masks of everything in a photo, or in each of a list of photos.
 
         Photos of a list are shared out among all local devices; what is found does not depend on
-        their number.
+        their number, nor on that of the photos (on a CPU to the bit; on an accelerator several
+        are encoded in one call, which rounds differently from one).
 
         Args:
           image: uint8 [H, W, 3], a path or a PIL image, or a list of such.
@@ -216,7 +227,8 @@ class MaskGenerator:
         results = []
         for view, parts in zip(views, tables, strict=True):
             table = Candidates.join(parts)
-            table = suppress(table, table.scores, self.box_nms_thresh, counts[view.photo])
+            own = counts[view.photo]
+            table = suppress(table, table.scores, self.box_nms_thresh, own, "in_crop")
             results.append(encode_masks(table, view, self.limits.mask_threshold))
         return results
 
@@ -225,7 +237,8 @@ class MaskGenerator:
         table = Candidates.join(tables)
         if self.crop_n_layers:
             areas = box_area(table.crop_boxes).astype(np.float32)
-            table = suppress(table, np.float32(1) / areas, self.crop_nms_thresh, counts)
+            scores = np.float32(1) / areas
+            table = suppress(table, scores, self.crop_nms_thresh, counts, "between_crops")
         if self.min_mask_region_area > 0 and len(table):
             threshold = max(self.box_nms_thresh, self.crop_nms_thresh)
             table = clean_regions(table, self.min_mask_region_area, threshold, counts)

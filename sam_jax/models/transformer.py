@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
         def few(tokens, pixels):
             return 8 * tokens < pixels and tokens * heads < width
 
-        if few(q.shape[2], k.shape[2]) and k.shape[1] == q.shape[1]:
+        if live is None and few(q.shape[2], k.shape[2]) and k.shape[1] == q.shape[1]:
             q = split(linear(q, wq)) * (width // heads) ** -0.5
             q = ein("bnqhd,chd->bnhqc", q, split(wk[0])).astype(c.dtype)
             weights = jax.nn.softmax(ein("bnhqc,bnlc->bnhql", q, k), axis=-1).astype(c.dtype)

@@ -216,11 +216,73 @@ def test_names_and_overlays_are_spread(photos):
         folder.Folder(photos, photos / "out", form="png")
 
 
+def test_odd_pictures_and_names_stop_nothing(tmp_path, model):
+    place, out = tmp_path / "photos", tmp_path / "out"
+    place.mkdir()
+    for size in ((1, 1), (5, 5), (60, 40)):
+        Image.fromarray(photo(size)).save(place / f"{size[0]}.png")
+    long = "x" * 245 + ".jpg"
+    Image.fromarray(photo((30, 40))).save(place / long)
+    raw = os.fsencode(place) + b"/a\xff.jpg"
+    Image.fromarray(photo((30, 40), 1)).save(os.fsdecode(raw), "JPEG")
+    (place / "\udcfe.jpg").write_text("no picture")
+    command = ["generate", str(place), "--out", str(out), "--model", model, *LOOSE]
+    assert main([*command, "--crop-n-layers", "2"]) == 0
+    names = {os.fsencode(path.name) for path in out.glob("*.json")}
+    assert names >= {b"1_png.json", b"5_png.json", b"60_png.json", b"a\xff.json"}
+    assert len([name for name in names if name.startswith(b"xxx")]) == 1
+    for path in out.glob("*.json"):
+        if not path.name.startswith("."):
+            annotations = json.loads(path.read_text())["annotations"]
+            assert all(one["area"] > 0 for one in annotations)
+
+
+def test_another_folder_is_not_taken_for_done(photos, tmp_path, model, capsys):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(photo((20, 20), 9)).save(other / "0.jpg")
+    command = ["--out", str(tmp_path / "out"), "--model", model, *LOOSE]
+    assert main(["generate", str(photos), *command]) == 0
+    assert main(["generate", str(other), *command]) == 2
+    assert "folder" in capsys.readouterr().err
+    inside = ["--out", str(photos / "out"), "--model", model, "--photos", "link", *LOOSE]
+    for _ in range(2):
+        assert main(["generate", str(photos), *inside]) == 0
+    assert "7 done before" in capsys.readouterr().out and not (photos / "out" / "out").exists()
+    assert main(["generate", str(photos), "--out", str(tmp_path), "--model", model]) == 2
+    assert "holds the photos" in capsys.readouterr().err
+
+
+def test_settings_may_change_until_there_are_results(photos, tmp_path):
+    found = folder.Folder(photos, tmp_path / "out")
+    found.open({"a": 1})
+    assert len(found.open({"a": 2})) == 9
+    (tmp_path / "out" / "0.json").write_text("{}")
+    with pytest.raises(ValueError, match="a 2, now 1"):
+        found.open({"a": 1})
+    (tmp_path / "out" / ".settings.json").write_text("")
+    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+        found.open({"a": 2})
+
+
+def test_a_page_of_several_parts_lists_what_each_skipped(photos, tmp_path):
+    for i, name in ((1, "bad.jpg"), (2, "cut.jpg")):
+        part = folder.Folder(photos, tmp_path / "out", shard=(i, 2))
+        part.open({})
+        part.close({name: "torn"})
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "bad.jpg" in page and "cut.jpg" in page
+    whole = folder.Folder(photos, tmp_path / "out")
+    whole.open({})
+    whole.close({})
+    assert not list((tmp_path / "out").glob("skipped_*"))
+
+
 def test_ids_do_not_depend_on_other_photos():
     about = folder.document([{}, {}], "sa_7.jpg", "x/sa_7", (2, 3))
     assert about["image"] == {"image_id": 7, "width": 3, "height": 2, "file_name": "sa_7.jpg"}
     a, b = (folder.document([{}], "a.jpg", name, (2, 3)) for name in ("x/a", "y/a"))
-    assert a["image"]["image_id"] != b["image"]["image_id"] < 2**42
+    assert a["image"]["image_id"] != b["image"]["image_id"] < 2**36
     assert a["annotations"][0]["id"] < 2**53
 
 

@@ -132,7 +132,7 @@ def test_counts_say_what_became_of_every_mask(predictor):
         dropped = dataclasses.asdict(counts)
         assert dropped.pop("masks") == sum(dropped.values())
         seen |= {name for name, count in dropped.items() if count}
-    assert seen == {"low_predicted_iou", "unstable", "at_crop_edge", "duplicates", "kept"}
+    assert seen == {"low_predicted_iou", "unstable", "at_crop_edge", "duplicates_in_crop", "kept"}
 
 
 def test_masks_of_nearly_everything_may_be_left_out(predictor):
@@ -214,7 +214,11 @@ def test_cleaned_regions_lose_against_clean_ones():
     counts = Counts()
     both = table_of([holed | speck, disc], [0.99, 0.9])
     kept = clean_regions(both, 10, 0.7, counts)
-    assert len(kept) == 1 and kept.scores[0] == np.float32(0.9) and counts.duplicates == 1
+    assert (
+        len(kept) == 1
+        and kept.scores[0] == np.float32(0.9)
+        and counts.duplicates_after_cleaning == 1
+    )
     alone = clean_regions(both.take(np.array([0])), 10, 0.7, counts)
     np.testing.assert_array_equal(rle.decode(alone.masks[0]), disc)
     np.testing.assert_array_equal(alone.boxes_xyxy[0], mask_boxes(disc))
@@ -251,6 +255,9 @@ def test_cleaning_a_mask_s_surroundings_is_cleaning_the_photo(seed):
             "points_per_side",
         ),
         (dict(points_per_batch=0), "points_per_batch"),
+        (dict(points_per_side=2.5), "points_per_side"),
+        (dict(crop_n_layers=1, crop_n_points_downscale_factor=0), "downscale_factor"),
+        (dict(pred_iou_thresh=float("nan")), "pred_iou_thresh"),
         (dict(output_mode="png"), "output_mode"),
         (dict(max_area_ratio=0.0), "max_area_ratio"),
     ],
