@@ -66,13 +66,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def find_folders(paths: list[str]) -> list[Path]:
-    """The folders with .json files among `paths` and right below them."""
+    """The folders with .json files among `paths`, or right below one that has none itself."""
     folders = []
     for path in map(Path, paths):
         if not path.is_dir():
             raise ValueError(f"--data: no such folder: {path}")
-        below = sorted(p for p in path.iterdir() if p.is_dir())
-        found = [p for p in [path, *below] if any(p.glob("*.json"))]
+        below = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        # A folder is read with all that is below it; hidden files are no records.
+        found = [path] if any(path.glob("[!.]*.json")) else []
+        found = found or [p for p in below if any(p.rglob("[!.]*.json"))]
         if not found:
             raise ValueError(f"--data: {path} holds no .json records in SA-1B form")
         folders += found

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,26 +59,8 @@ def write_mask(path: Path, mask: np.ndarray) -> None:
     write_picture(path, Image.fromarray(np.where(mask, np.uint8(255), np.uint8(0))))
 
 
-def write_label_map(path: Path, masks: Sequence[np.ndarray], image_hw: tuple[int, int]) -> None:
-    """Masks as one PNG in which pixels of mask i hold i + 1 and the rest 0.
-
-    Smaller masks lie above larger ones. Up to 255 masks make a palette PNG, which shows their
-    colours in any viewer; more of them a 16-bit grey one.
-
-    Raises:
-      ValueError: more than 65535 masks.
-    """
-    if len(masks) > 65535:
-        raise ValueError(f"masks: a label map holds at most 65535 of them, got {len(masks)}")
-    labels = np.zeros(image_hw, np.uint8 if len(masks) < 256 else np.uint16)
-    areas = np.array([np.count_nonzero(mask) for mask in masks])
-    for i in np.argsort(-areas, kind="stable"):
-        labels[masks[i]] = i + 1
-    write_labels(path, labels)
-
-
 def write_labels(path: Path, labels: np.ndarray) -> None:
-    """A label map as PNG: uint8 [H, W] with a palette, uint16 [H, W] as grey."""
+    """A label map as PNG: uint8 [H, W] with a palette of the masks' colours, uint16 as grey."""
     picture = Image.fromarray(labels)
     if labels.dtype == np.uint8:
         palette = [(0, 0, 0), *(colour(i) for i in range(int(labels.max(initial=0))))]
@@ -101,7 +83,7 @@ def check_writable(path: Path) -> None:
     if path.is_dir():
         raise IsADirectoryError(21, "is a folder; give the name of a file", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    probe = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    probe = temporary(path, secrets.token_hex(4))
     try:
         probe.touch(exist_ok=False)
     except OSError as error:

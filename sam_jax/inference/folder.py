@@ -89,6 +89,8 @@ class Folder:
         for name, value, values in (("form", form, FORMS), ("photos", photos, PHOTOS)):
             if value not in values:
                 raise ValueError(f"{name}: expected one of {', '.join(values)}, got {value!r}")
+        if overlays < 0:
+            raise ValueError(f"overlays: expected 0 or more, got {overlays}")
         if not 1 <= shard[0] <= shard[1]:
             raise ValueError(f"shard: expected I/N with 1 <= I <= N, got {shard[0]}/{shard[1]}")
         self.source, self.out = Path(source), Path(out)
@@ -127,11 +129,14 @@ class Folder:
         if self.form == "sa1b":
             about["photos"] = self.photos
         settings = json.loads(json.dumps({**about, **settings}))
-        if path.exists() and any(self._last(job).exists() for job in self._all):
+        if any(self._last(job).exists() for job in self._all):
             try:
                 there = json.loads(path.read_text())
-            except ValueError as error:
-                raise ValueError(f"out: {path} is damaged ({error}); remove {self.out}") from error
+            except (OSError, ValueError) as error:
+                raise ValueError(
+                    f"out: {self.out} holds files of these names but no {SETTINGS} that says what "
+                    f"they were made with ({error}); choose another folder"
+                ) from error
             changed = sorted(k for k in {*there, *settings} if there.get(k) != settings.get(k))
             if changed:
                 listed = ", ".join(f"{k} {there.get(k)}, now {settings.get(k)}" for k in changed)

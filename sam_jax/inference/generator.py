@@ -54,7 +54,7 @@ class MaskGenerator:
       point_grids: own grids, one [P, 2] in 0..1 for each layer from 0 on.
       min_mask_region_area: holes and islands of fewer pixels are removed; 0: none are.
       output_mode: the form of "segmentation": "binary_mask" (bool [H, W]), "uncompressed_rle" or
-        "coco_rle". A binary mask takes a byte for every pixel of the photo.
+        "coco_rle". A binary mask takes a byte for every pixel of the columns that it covers.
       max_area_ratio: masks stay that cover less than this part of the photo; 1 keeps all (ours;
         the paper made SA-1B with 0.95, before suppression here).
 
@@ -270,7 +270,7 @@ def _grids(points_per_side, grids, layers: int, downscale: int) -> list[np.ndarr
     if (points_per_side is None) == (grids is None):
         raise ValueError("points_per_side and point_grids: give exactly one of them")
     if grids is None:
-        if points_per_side < 1 or int(points_per_side / downscale**layers) < 1:
+        if int(points_per_side / downscale**layers) < 1:
             raise ValueError(
                 f"points_per_side: expected enough for {layers} layers of crops with a downscale "
                 f"of {downscale}, got {points_per_side}"

@@ -204,6 +204,7 @@ def _write_pictures(photo, prompts, prediction, best, out: Path) -> list[Path]:
     from PIL import Image
 
     from sam_jax.inference import files, overlay
+    from sam_jax.inference.records import to_label_map
 
     chosen = [masks[k] for masks, k in zip(prediction.masks, best, strict=True)]
     picture = Image.fromarray(overlay.draw_masks(photo, chosen))
@@ -221,7 +222,8 @@ def _write_pictures(photo, prompts, prediction, best, out: Path) -> list[Path]:
         files.write_picture(written[-1], sheet)
     written.append(out.with_name(f"{out.stem}_mask.png"))
     if len(prompts) > 1:
-        files.write_label_map(written[-1], chosen, photo.shape[:2])
+        shapes = [{"segmentation": mask, "area": int(mask.sum())} for mask in chosen]
+        files.write_labels(written[-1], to_label_map(shapes))
         return written
     files.write_mask(written[-1], chosen[0])
     for k in range(candidates if candidates > 1 else 0):
@@ -252,6 +254,7 @@ def _segment_everything(sam, photo, out: Path, result: dict) -> list[Path]:
     from sam_jax.inference import files, overlay
     from sam_jax.inference.generator import MaskGenerator
     from sam_jax.inference.predictor import Predictor
+    from sam_jax.inference.records import to_label_map
 
     predictor = Predictor(sam)
     for pred_iou, stability in THRESHOLDS:
@@ -277,5 +280,5 @@ def _segment_everything(sam, photo, out: Path, result: dict) -> list[Path]:
         print("no mask is sure enough (predicted IoU, stability); give a point or a box")
     files.write_picture(out, Image.fromarray(overlay.draw_masks(photo, masks)))
     label_map = out.with_name(f"{out.stem}_mask.png")
-    files.write_label_map(label_map, masks, photo.shape[:2])
+    files.write_labels(label_map, to_label_map(records, image_hw=photo.shape[:2]))
     return [out, label_map]

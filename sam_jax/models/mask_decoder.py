@@ -29,8 +29,8 @@ class MaskDecoder(nn.Module):
           tokens: float32 [B, N, T, D], live: bool [B, N, T].
           dense_map: float32, broadcasts to [B, N, h, w, D]; N = 1 is shared by the prompts.
           train: whether dropout is on.
-          multi: whether only the masks of an ambiguous prompt are wanted, of prompts that all
-            have the same slots: less work, and equal to what it gives otherwise within rounding.
+          multi: whether only the masks of an ambiguous prompt are wanted. Tokens are not padded
+            then, so the result is what it is otherwise, and with other slots, within rounding.
 
         Returns:
           float32 logits [B, N, K, 4h, 4w] and predicted IoU [B, N, K]; K = 0 is the single mask,

@@ -40,7 +40,7 @@ class SamModel(nn.Module):
 
         K is 4: index 0 is the mask for several prompts, 1-3 the whole, part and subpart of one
         ambiguous prompt. Points are pixels of the padded model frame [h * patch, w * patch].
-        With `multi` K is 3, index 0 left out, and no slot may be empty (see `MaskDecoder`).
+        With `multi` K is 3, index 0 left out (see `MaskDecoder`).
         """
         if embedding.ndim != 4 or embedding.shape[-1] != self.config.embed_dim:
             raise ValueError(

@@ -7,7 +7,8 @@ for vit_b, vit_l and vit_h random ones under which every part matters; what thes
 picture, but of the same kind and number of arrays) and the same photo, enlarged to `--size`. Each
 side runs in a process of its own, which is where peak resident memory comes from; the processes
 take turns. A first call compiles and is not counted. The parts are timed in another call, in which
-every step waits for the one before, so they add up to a little more than the whole.
+every step waits for the one before, so they add up to a little more than the whole. The allocator
+of both keeps freed memory (`train.__main__.keep_memory`): the released side is slower without.
 
 `--alone` leaves the released side out, for photos or models that it has no memory or time for.
 """
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -27,8 +27,8 @@ from importlib import resources
 
 import numpy as np
 
-ALLOCATOR = "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=4294967296:glibc.malloc.hugetlb=1"
-"""Freed memory is kept, in huge pages: the released side is up to three times slower without."""
+from train.__main__ import keep_memory
+
 PARTS = ("encoder", "decoder", "enlarging", "stability, boxes", "NMS", "RLE")
 
 
@@ -48,7 +48,7 @@ def arguments_of(args: argparse.Namespace) -> dict:
         "pred_iou_thresh": args.pred_iou_thresh,
         "stability_score_thresh": args.stability_score_thresh,
         "crop_n_layers": args.crop_n_layers,
-        "output_mode": "uncompressed_rle",
+        "output_mode": args.output_mode,
     }
 
 
@@ -150,7 +150,6 @@ def released(args: argparse.Namespace):
 def one_side(args: argparse.Namespace) -> None:
     """In a process of its own: prints what was measured as JSON."""
     photo = photo_of(args)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made, timers = (ours if args.side == "ours" else released)(args)
     if args.side == "ours":
         made.generate(photo)
@@ -163,8 +162,8 @@ def one_side(args: argparse.Namespace) -> None:
         with watch.off_after():
             timers(watch)
             made.generate(photo)
-    result = {"seconds": seconds, "peak_gb": peak / 1e6, "before_gb": before / 1e6}
-    result |= {"masks": len(records), "parts": watch.seconds}
+    result = {"seconds": seconds, "peak_gb": peak / 1e6, "masks": len(records)}
+    result["parts"] = watch.seconds
     print(json.dumps(result))
 
 
@@ -172,11 +171,7 @@ def measure(side: str, parts: bool, argv: list[str]) -> dict:
     """Runs `one_side` in a new process."""
     command = [sys.executable, "-m", "tests.benchmarks.generator", *argv, "--side", side]
     output = subprocess.run(
-        command + ["--parts"] * parts,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={"GLIBC_TUNABLES": ALLOCATOR, **os.environ},
+        command + ["--parts"] * parts, check=True, stdout=subprocess.PIPE, text=True
     )
     return json.loads(output.stdout.strip().splitlines()[-1])
 
@@ -191,12 +186,15 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--pred-iou-thresh", type=float, default=0.88)
     parser.add_argument("--stability-score-thresh", type=float, default=0.95)
     parser.add_argument("--crop-n-layers", type=int, default=0)
+    modes = ("uncompressed_rle", "coco_rle", "binary_mask")
+    parser.add_argument("--output-mode", default=modes[0], choices=modes)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--alone", action="store_true")
     parser.add_argument("--side", choices=("ours", "released"), help=argparse.SUPPRESS)
     parser.add_argument("--parts", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.side:
+        keep_memory("tests.benchmarks.generator")
         return one_side(args)
     sides = ("ours",) if args.alone else ("released", "ours")
     runs = {side: [] for side in sides}

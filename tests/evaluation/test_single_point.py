@@ -138,3 +138,14 @@ def test_the_bundled_model_on_held_out_photographs(shared, name):
     assert mean["1"] < mean["3"] < mean["5"]
     large = [row for row in rows if row["area"] >= 1000 or name == "dsb2018_bbbc038"]
     assert np.mean([r["box"] for r in large]) > np.mean([r["filled box"] for r in large])
+
+
+def test_a_folder_is_measured_once_with_what_is_below_it(tmp_path):
+    made, sets = tmp_path / "made", tmp_path / "sets"
+    for place in (made, made / "sub", sets / "a", sets / "b" / "deep"):
+        place.mkdir(parents=True)
+        (place / "1.json").write_text("{}")
+    assert single_point.find_folders([str(made)]) == [made]
+    assert single_point.find_folders([str(sets)]) == [sets / "a", sets / "b"]
+    (made / "1.json").rename(made / ".settings.json")  # a hidden file is no record
+    assert single_point.find_folders([str(made)]) == [made / "sub"]

@@ -186,6 +186,7 @@ def test_photos_may_be_linked_or_left(photos, tmp_path, model):
         (["photos", "--shard", "4/3"], "1 <= I <= N"),
         (["photos", "--shard", "one"], "expected I/N"),
         (["photos", "--batch", "0"], "--batch"),
+        (["photos", "--overlays", "-1"], "overlays"),
         (["photos", "--points-per-side", "0"], "points_per_side"),
     ],
 )
@@ -261,7 +262,7 @@ def test_settings_may_change_until_there_are_results(photos, tmp_path):
     with pytest.raises(ValueError, match="a 2, now 1"):
         found.open({"a": 1})
     (tmp_path / "out" / ".settings.json").write_text("")
-    with pytest.raises(ValueError, match=r"settings\.json is damaged"):
+    with pytest.raises(ValueError, match=r"no \.settings\.json that says"):
         found.open({"a": 2})
 
 

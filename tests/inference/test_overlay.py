@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from sam_jax.inference import overlay
-from sam_jax.inference.files import write_label_map
+from sam_jax.inference.files import write_labels
+from sam_jax.inference.records import to_label_map
 
 
 def test_fill_outline_and_halo():
@@ -54,7 +55,8 @@ def test_label_maps(tmp_path, count):
     masks = np.zeros((count, 30, 40), bool)
     for i in range(count):
         masks[i, i % 30, i % 40 :] = True
-    write_label_map(tmp_path / "labels.png", masks, (30, 40))
+    records = [{"segmentation": mask, "area": int(mask.sum())} for mask in masks]
+    write_labels(tmp_path / "labels.png", to_label_map(records))
     labels = np.asarray(Image.open(tmp_path / "labels.png"))
     assert labels.shape == (30, 40) and (labels > 0).sum() == masks.any(0).sum()
     for y, x in zip(*np.nonzero(labels), strict=True):
