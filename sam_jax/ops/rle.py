@@ -10,11 +10,14 @@ byte. Everything is vectorised over the runs: a string is read in tens of micros
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+LAZY_FROM = 1 << 20
+"""Pixels from which on a decoded mask takes memory only where it is written."""
 _MAX_GROUPS = 12  # 12 * 5 bits hold any difference that fits in an int64 image size
 
 
@@ -89,14 +92,24 @@ def decode(rle: dict[str, Any]) -> np.ndarray:
     """
     counts = read_counts(rle)
     height, width = rle["size"]
-    flat = np.zeros(height * width, bool)
-    if len(counts) > 1:
-        # Memory before the first and after the last set pixel is never touched: the masks of a
-        # large photo take as much as their columns, not as much as the photo.
+    flat = _zeros(height * width)
+    if len(counts) > 1:  # what lies before the first and after the last set pixel is not touched
         inner = counts[1 : len(counts) - len(counts) % 2]
         values = np.arange(len(inner)) % 2 == 0
         flat[counts[0] : counts[0] + int(inner.sum())] = np.repeat(values, inner)
     return flat.reshape(width, height).T
+
+
+def _zeros(count: int) -> np.ndarray:
+    """bool zeros that take memory only where they are written, whatever allocator is in use.
+
+    So the masks of a large photo take as much as their columns, not as much as the photo.
+    """
+    if count < LAZY_FROM:
+        return np.zeros(count, bool)
+    private = getattr(mmap, "MAP_PRIVATE", 0) | getattr(mmap, "MAP_ANONYMOUS", 0)
+    memory = mmap.mmap(-1, count, private) if private else mmap.mmap(-1, count)
+    return np.frombuffer(memory, bool)
 
 
 def decode_part(rle: dict[str, Any], top_left: tuple[int, int], hw: tuple[int, int]) -> np.ndarray:
