@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from sam_jax.evaluation import dataset, single_point
+from sam_jax.evaluation import dataset, edges, single_point
 
-TABLES = {"single-point": single_point, "dataset": dataset}
+TABLES = {"single-point": single_point, "edges": edges, "dataset": dataset}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
