@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from sam_jax.checkpoint.load import Sam
 from sam_jax.data.open_source import open_source
 from sam_jax.data.sources import RecordError, Source
+from sam_jax.evaluation.clicks import names_of
 from sam_jax.evaluation.single_point import measure_source
 from sam_jax.inference.generator import MaskGenerator
 from sam_jax.inference.overlay import draw_masks, draw_prompt, tile
@@ -52,11 +53,10 @@ def validate(sam: Sam, sources: dict[str, Source], config: ValidationConfig) -> 
     """
     predictor, result = Predictor(sam, cache=False), {}
     for name, source in sources.items():
-        rows = list(measure_source(predictor, source, config.clicks, config.images, name=name))
-        prompts = [key for key in rows[0] if key not in ("image", "mask", "area")] if rows else []
+        rows = measure_source(predictor, source, config.clicks, config.images, name)
         result |= {
             f"val/{name}/{prompt}": float(np.mean([row[prompt] for row in rows]))
-            for prompt in prompts
+            for prompt in names_of(rows)
             if prompt not in LEFT_OUT
         }
         if config.automatic:

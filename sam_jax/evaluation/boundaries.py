@@ -236,13 +236,17 @@ def best_f(thresholds: np.ndarray, counts: Counts) -> tuple[float, float, float,
 
 
 def score(counts: Sequence[Counts], thresholds: np.ndarray = THRESHOLDS) -> Score:
-    """The numbers of a data set from those of its images."""
+    """The numbers of a data set from those of its images.
+
+    A map of two values has one point and no curve: its AP is recall times precision (the official
+    benchmark says 0).
+    """
     total = sum(counts[1:], counts[0])
     own = [one.at(int(f_measure(one.recall, one.precision).argmax())) for one in counts]
     best = sum(own[1:], own[0])
     recall, precision = total.recall, total.precision
     unique, index = np.unique(recall, return_index=True)
-    ap = 0.0
+    ap = float(recall.max() * precision.max())
     if len(unique) > 1:
         at = np.arange(101) / 100
         ap = float(np.interp(at, unique, precision[index], left=0, right=0).sum() / 100)

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import argparse
 
-from sam_jax.evaluation import dataset, edges, single_point
+from sam_jax.evaluation import compare, dataset, edges, fairness, single_point
 
-TABLES = {"single-point": single_point, "edges": edges, "dataset": dataset}
+TABLES = {
+    "single-point": single_point,
+    "edges": edges,
+    "fairness": fairness,
+    "compare": compare,
+    "dataset": dataset,
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

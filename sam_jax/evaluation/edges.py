@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from sam_jax.evaluation import boundaries, report
+from sam_jax.evaluation import boundaries, models, report
 from sam_jax.evaluation.journal import Journal, each_record, in_order, indices
 
 PAPER = (  # method, ODS, OIS, AP, R50: the paper's table 3 and its references
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", required=True, metavar="DIR", help="BSDS500: its folder, or that of its images")
     add("--split", default="test", help="test (default), val or train")
-    add("--model", default="tiny", metavar="NAME", help="tiny, vit_b, vit_l, vit_h, or a file")
+    add("--model", default="tiny", metavar="NAME", help=models.HELP)
     add(
         "--results",
         metavar="DIR",
@@ -104,18 +104,8 @@ def _stored_maps(folder: Path) -> Callable[[dict], np.ndarray]:
 
 def _model_maps(args: argparse.Namespace) -> tuple[Callable[[dict], np.ndarray], dict[str, Any]]:
     """Makes a record's map with a model; and what it depends on."""
-    from sam_jax.checkpoint.load import load
-    from sam_jax.inference.generate import fingerprint
-    from sam_jax.inference.predictor import Predictor
-
-    sam = load(args.model)
-    predictor = Predictor(sam)
-    settings = {
-        "model": args.model,
-        "weights": fingerprint(sam.params),
-        "points per side": args.points_per_side,
-        "nms": args.nms,
-    }
+    predictor, about = models.open_model(args.model)
+    settings = about | {"points per side": args.points_per_side, "nms": args.nms}
 
     def make(record: dict[str, Any]) -> np.ndarray:
         return boundary_map(predictor, record["image"], args.points_per_side, args.nms)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -107,32 +109,91 @@ def each_record(
     name: str = "",
     images: int = 0,
 ) -> dict[str, str]:
+    """`each_batch` with one record at a time; `measure` takes it and gives its value."""
+
+    def one(records: list[dict[str, Any]]) -> list[Any]:
+        return [measure(record) for record in records]
+
+    return each_batch(source, journal, one, 1, name=name, images=images)
+
+
+def each_batch(
+    source: Any,
+    journal: Journal,
+    measure: Callable[[list[dict[str, Any]]], list[Any]],
+    at_once: int,
+    *,
+    name: str = "",
+    images: int = 0,
+) -> dict[str, str]:
     """Measures the records of a source that a journal does not hold yet, under their indices.
+
+    The next records are read in the background meanwhile.
 
     Args:
       source: of records, see `sam_jax.data.sources`.
       journal: what `measure` gives is added to it.
-      measure: of a record to a value ready for JSON; a RecordError skips the record.
+      measure: of records to values ready for JSON; a RecordError skips them. They have their
+        number in the source as "index".
+      at_once: how many records it gets at a time.
       name: shown beside the progress bar.
       images: only the first so many records; 0: all.
 
     Returns:
-      {name of the record, or its number: reason} of what could not be read; printed too. A later
-      run tries these again.
+      {the record's number: reason} of what could not be used; printed too. A later run tries these
+      again.
     """
     from tqdm import tqdm
 
-    skipped = {}
-    for index in tqdm(indices(source, images), desc=name, unit="image", leave=False, disable=None):
-        if str(index) in journal:
-            continue
-        try:
-            journal.add(str(index), measure(source[index]))
-        except RecordError as error:
-            skipped[f"record {index}"] = str(error)
+    skipped, batch = {}, []
+    left = [index for index in indices(source, images) if str(index) not in journal]
+    count = len(indices(source, images))
+    bar = tqdm(
+        desc=name, total=count, initial=count - len(left), unit="image", leave=False, disable=None
+    )
+    with bar:
+        for index, record in _read_ahead(source, left, 2 * at_once):
+            if isinstance(record, RecordError):
+                skipped[f"record {index}"] = str(record)
+            else:
+                batch.append((index, {**record, "index": index}))
+            if batch and (len(batch) == at_once or index == left[-1]):
+                try:
+                    values = measure([record for _, record in batch])
+                    for (number, _), value in zip(batch, values, strict=True):
+                        journal.add(str(number), value)
+                except RecordError as error:
+                    skipped |= {f"record {number}": str(error) for number, _ in batch}
+                batch = []
+            bar.update()
     for reason in skipped.values():
         print(f"skipped {reason}")
     return skipped
+
+
+def _read_ahead(source: Any, numbers: Sequence[int], ahead: int) -> Iterator[tuple[int, Any]]:
+    """Records, or the RecordErrors in their place, with their indices."""
+
+    def read(index: int) -> Any:
+        try:
+            return source[index]
+        except RecordError as error:
+            return error
+
+    with ThreadPoolExecutor(min(ahead, 4)) as pool:
+        waiting: collections.deque[tuple[int, Future]] = collections.deque()
+        try:
+            for index in numbers:
+                waiting.append((index, pool.submit(read, index)))
+                if len(waiting) > ahead:
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            while waiting:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
 
 def indices(source: Any, images: int = 0) -> range:

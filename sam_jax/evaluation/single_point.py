@@ -1,4 +1,4 @@
-"""Masks from clicks and boxes, measured on folders in SA-1B form (paper section 7.1, appendix D.1).
+"""Masks from clicks and boxes on data with true masks (paper section 7.1, appendix D.1).
 
 For each true mask: a click in its middle, then up to eight more, each in the middle of the largest
 error that is left; and, apart from that, its bounding box. Beside them stand two baselines from the
@@ -6,229 +6,290 @@ same box: the box filled, and OpenCV's GrabCut where OpenCV is installed (--grab
 
 The first click takes the mask of highest predicted IoU of the three ("1 click"), and for
 "1 oracle" the best of them. Later clicks feed the last mask back and take the single mask.
+
+The mean over data sets weighs each alike; +- is half a 95% interval (bootstrap over images).
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-CLICKS = (1, 2, 3, 5, 9)
-PROMPTS_AT_ONCE = 16  # masks of an image held at the photo's size at the same time
+from sam_jax.evaluation import clicks as clicking
+from sam_jax.evaluation import data_sets, intervals, models, report
+from sam_jax.evaluation.clicks import Protocol
+from sam_jax.evaluation.journal import Journal, each_batch, in_order
+
+PAPER = {  # mean over the 23 sets after 1 and 5 clicks (SAM 2's table 15; SAM's has plots alone)
+    "SAM ViT-H, 23 sets, published": {"1": 0.581, "5": 0.813},
+    "SAM ViT-B, 23 sets, published": {"1": 0.559, "5": 0.809},
+}
+SHOWN = 5
+"""Masks in each row of a contact sheet."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `sam-jax evaluate single-point`."""
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        metavar="DIR",
-        nargs="+",
-        help="folders of NAME.jpg + NAME.json in SA-1B form, or folders of such folders",
-    )
-    add("--model", default="tiny", metavar="NAME", help="tiny, vit_b, vit_l, vit_h, or a file")
+    add("--data", metavar="DIR", nargs="+", default=[], help=data_sets.HELP)
+    add("--model", default="tiny", metavar="NAME", help=models.HELP)
     add("--clicks", type=int, default=9, metavar="N", help="the most clicks (default 9)")
-    add("--images", type=int, default=0, metavar="N", help="only the first N of each folder")
+    add(
+        "--first-click",
+        choices=("centre", "random"),
+        default="centre",
+        help="where the first one lies in the mask; later ones are the same",
+    )
+    add("--seed", type=int, default=0, metavar="N", help="of random first clicks (default 0)")
+    add("--images", type=int, default=0, metavar="N", help="only the first N of each data set")
     add("--grabcut", action="store_true", help="also OpenCV's GrabCut from the box")
-    add("--out", metavar="FILE.csv", help="where a row for each mask is written")
+    add(
+        "--out",
+        metavar="DIR",
+        help="where a row for each mask, the table, plots and contact sheets go; "
+        "a run that was stopped goes on there",
+    )
+    add("--layouts", action="store_true", help="list the paper's 23 data sets and their files")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs `sam-jax evaluate single-point` and prints one row a folder.
+    """Runs `sam-jax evaluate single-point`, a row of the table for each data set.
 
     Raises:
       ValueError: no data, no such model, or clicks below 1.
     """
-    from sam_jax.checkpoint.load import load
-    from sam_jax.inference.predictor import Predictor
-
+    if args.layouts:
+        print(data_sets.layouts())
+        return
+    if not args.data:
+        raise ValueError("--data: expected at least one data set; --layouts lists the paper's")
     if args.clicks < 1:
         raise ValueError(f"--clicks: expected at least 1, got {args.clicks}")
     if args.grabcut:
-        _import_cv2()
-    folders = find_folders(args.data)
-    predictor = Predictor(load(args.model))
-    tables = {}
-    for folder in folders:
-        rows = list(measure_folder(predictor, folder, args.clicks, args.images, args.grabcut))
-        tables[folder] = rows
-        if not rows:
-            raise ValueError(f"--data: {folder} has no masks")
-        print_row(folder.name, rows, header=len(tables) == 1)
-    if args.out:
-        write_rows(Path(args.out), tables)
+        clicking.import_cv2()
+    sources = data_sets.open_data(args.data)
+    predictor, about = models.open_model(args.model)
+    protocol = Protocol(args.clicks, args.first_click, args.seed, True, args.grabcut)
+    out = Path(args.out) if args.out else None
+    tables = measure_all(predictor, sources, protocol, out, about, args.images)
+    lines = table_rows(tables)
+    for line in lines[len(tables) :]:
+        print("| " + " | ".join(line) + " |")
+    if out:
+        write(out, predictor, sources, tables)
 
 
-def find_folders(paths: list[str]) -> list[Path]:
-    """The folders with .json files among `paths`, or right below one that has none itself."""
-    folders = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            raise ValueError(f"--data: no such folder: {path}")
-        below = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        # A folder is read with all that is below it; hidden files are no records.
-        found = [path] if any(path.glob("[!.]*.json")) else []
-        found = found or [p for p in below if any(p.rglob("[!.]*.json"))]
-        if not found:
-            raise ValueError(f"--data: {path} holds no .json records in SA-1B form")
-        folders += found
-    return folders
+def measure_all(
+    predictor: Any,
+    sources: dict[str, Any],
+    protocol: Protocol,
+    out: Path | None,
+    about: dict[str, Any],
+    images: int = 0,
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each data set by its name; its line of the table is printed when it is done.
+
+    Args:
+      predictor: a `sam_jax.Predictor`.
+      sources: of records, by name.
+      protocol: what is asked.
+      out: where journals are kept, or None.
+      about: what `open_model` says of the model.
+      images: only the first so many records of each; 0: all.
+
+    Raises:
+      ValueError: a data set without masks, or a journal of other settings.
+    """
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for name, source in sources.items():
+        settings = {"table": "single-point", "data": repr(source), "records": len(source)}
+        settings |= about | vars(protocol)
+        journal = Journal(out and out / "rows" / f"{name}.jsonl", settings)
+        try:
+            tables[name] = measure(predictor, source, protocol, journal, images, name)
+        finally:
+            journal.close()
+        if not tables[name]:
+            raise ValueError(f"--data: {name} has no masks that can be measured")
+        print_row(name, tables[name], header=len(tables) == 1)
+    return tables
 
 
-def measure_folder(
-    predictor: Any, folder: Path, clicks: int, images: int = 0, grabcut: bool = False
-) -> Iterator[dict[str, Any]]:
-    """`measure_source` on a folder in SA-1B form."""
-    from sam_jax.data.sources import Sa1bFolder
-
-    source = Sa1bFolder(folder)
-    yield from measure_source(predictor, source, clicks, images, grabcut, name=folder.name)
-
-
-def measure_source(
+def measure(
     predictor: Any,
     source: Any,
-    clicks: int,
+    protocol: Protocol,
+    journal: Journal,
     images: int = 0,
-    grabcut: bool = False,
     name: str = "",
-) -> Iterator[dict[str, Any]]:
-    """One row a mask: its image, area, and IoU by name of the prompt ("1", "1 oracle", "box").
+) -> list[dict[str, Any]]:
+    """One row a mask: the FACTS of `clicks`, and the IoU by name of the prompt.
 
     Args:
       predictor: a `sam_jax.Predictor`, or what has its `embed` and `predict`.
       source: of records, see `sam_jax.data.sources`; what cannot be read is printed and skipped.
-      clicks: the most clicks.
+      protocol: what is asked.
+      journal: what it holds is not measured again.
       images: only the first so many records; 0: all.
-      grabcut: whether OpenCV's GrabCut is measured beside it.
       name: shown beside the progress bar.
     """
-    from tqdm import tqdm
 
-    from sam_jax.data.sources import RecordError
-    from sam_jax.ops.rle import decode
+    def of(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        embeddings = models.embed_each(predictor, [record["image"] for record in records])
+        return [
+            clicking.measure_record(predictor, embedding, record, protocol)
+            for embedding, record in zip(embeddings, records, strict=True)
+        ]
 
-    skipped = []
-    count = min(images or len(source), len(source))
-    for index in tqdm(range(count), desc=name, unit="image", leave=False, disable=None):
-        try:
-            record = source[index]
-        except RecordError as error:
-            skipped.append(str(error))
-            continue
-        embedding = predictor.embed(record["image"])
-        masks = [mask for mask in map(decode, record["rles"]) if mask.any()]
-        for start in range(0, len(masks), PROMPTS_AT_ONCE):
-            part = np.stack(masks[start : start + PROMPTS_AT_ONCE])
-            scores = measure_masks(predictor, embedding, part, clicks)
-            scores |= measure_boxes(predictor, embedding, part, record["image"], grabcut)
-            for i, mask in enumerate(part):
-                row = {"image": record["name"], "mask": start + i, "area": int(mask.sum())}
-                yield row | {name: float(values[i]) for name, values in scores.items()}
-    for reason in skipped:
-        print(f"skipped {reason}")
+    at_once = models.images_at_once(predictor)
+    each_batch(source, journal, of, at_once, name=name, images=images)
+    return [row for rows in in_order(journal, source, images) for row in rows]
 
 
-def measure_masks(
-    predictor: Any, embedding: Any, masks: np.ndarray, clicks: int
-) -> dict[str, np.ndarray]:
-    """IoU [N] after 1 ... `clicks` clicks on the masks bool [N, H, W], and of the best of three."""
-    from sam_jax.ops.clicks import centre_click, corrective_click, iou
-
-    points = np.array([[centre_click(mask)] for mask in masks])
-    labels = np.ones((len(masks), 1), int)
-    out = predictor.predict(embedding, points, labels, multimask=True)
-    every = np.array(
-        [[iou(m, true) for m in three] for three, true in zip(out.masks, masks, strict=True)]
-    )
-    rows, likeliest = np.arange(len(masks)), out.scores.argmax(1)
-    result = {"1": every[rows, likeliest], "1 oracle": every.max(1)}
-    predicted, logits = out.masks[rows, likeliest], out.logits[rows, likeliest]
-    for number in range(2, clicks + 1):
-        nexts = [corrective_click(p, true) for p, true in zip(predicted, masks, strict=True)]
-        points = np.concatenate([points, [[xy] for xy, _ in nexts]], 1)
-        labels = np.concatenate([labels, [[label] for _, label in nexts]], 1)
-        out = predictor.predict(embedding, points, labels, mask_logits=logits, multimask=False)
-        predicted, logits = out.masks[:, 0], out.logits[:, 0]
-        if number in CLICKS or number == clicks:
-            result[str(number)] = np.array(list(map(iou, predicted, masks)))
-    return result
+def measure_source(
+    predictor: Any, source: Any, clicks: int, images: int = 0, name: str = ""
+) -> list[dict[str, Any]]:
+    """`measure` by the paper's protocol, kept nowhere."""
+    return measure(predictor, source, Protocol(clicks), Journal(None, {}), images, name)
 
 
-def measure_boxes(
-    predictor: Any, embedding: Any, masks: np.ndarray, image: np.ndarray, grabcut: bool
-) -> dict[str, np.ndarray]:
-    """IoU [N] from the masks' tight boxes: the model's, the filled box's, GrabCut's."""
-    from sam_jax.ops.clicks import iou
-    from sam_jax.ops.masks import mask_boxes
-
-    boxes = mask_boxes(masks) + np.array([0, 0, 1, 1])  # pixel indices -> edges
-    out = predictor.predict(embedding, boxes_xyxy=boxes, multimask=True)
-    best = out.masks[np.arange(len(masks)), out.scores.argmax(1)]
-    filled = np.zeros_like(masks)
-    for mask, (x0, y0, x1, y1) in zip(filled, boxes, strict=True):
-        mask[y0:y1, x0:x1] = True
-    result = {"box": best, "filled box": filled}
-    if grabcut:
-        result["GrabCut"] = [grab_cut(image, box) for box in boxes]
-    return {name: np.array(list(map(iou, found, masks))) for name, found in result.items()}
-
-
-def grab_cut(image: np.ndarray, box_xyxy: np.ndarray, rounds: int = 5) -> np.ndarray:
-    """OpenCV's GrabCut from a box: bool [H, W]; the box itself where it finds nothing."""
-    cv2 = _import_cv2()
-    x0, y0, x1, y1 = (int(v) for v in box_xyxy)
-    labels = np.full(image.shape[:2], cv2.GC_BGD, np.uint8)
-    labels[y0:y1, x0:x1] = cv2.GC_PR_FGD
-    models = np.zeros((1, 65)), np.zeros((1, 65))
-    if (labels == cv2.GC_BGD).sum() >= 5 and (x1 - x0) * (y1 - y0) >= 5:
-        bgr = np.ascontiguousarray(image[..., ::-1])
-        cv2.setRNGSeed(0)
-        cv2.grabCut(bgr, labels, None, *models, rounds, cv2.GC_INIT_WITH_MASK)
-    found = (labels == cv2.GC_FGD) | (labels == cv2.GC_PR_FGD)
-    if not found.any():
-        found[y0:y1, x0:x1] = True
-    return found
-
-
-def _import_cv2():
-    try:
-        import cv2
-    except ImportError:
-        raise ValueError(
-            "--grabcut: needs OpenCV; pip install 'opencv-python-headless<6'"
-        ) from None
-    return cv2
-
-
-def _names(rows: list[dict]) -> list[str]:
-    return [name for name in rows[0] if name not in ("image", "mask", "area")]
+def title(prompt: str) -> str:
+    """ "1 click", "2 clicks", and other prompts by their own names."""
+    return f"{prompt} click{'s' * (prompt != '1')}" if prompt.isdigit() else prompt
 
 
 def print_row(name: str, rows: list[dict], header: bool) -> None:
-    """Prints the means over a folder's masks, as a row of a Markdown table."""
-    names = _names(rows)
+    """Prints the means over a data set's masks, as a row of a Markdown table."""
+    names = clicking.names_of(rows)
     if header:
-        titles = [f"{n} click{'s' * (n != '1')}" if n.isdigit() else n for n in names]
-        print(f"| data | masks | {' | '.join(titles)} |")
-        print("|---" * (len(names) + 2) + "|")
-    means = [f"{np.mean([row[n] for row in rows]):.3f}" for n in names]
-    print(f"| {name} | {len(rows)} | {' | '.join(means)} |", flush=True)
+        print(report.markdown(["data", "masks", *map(title, names)], []))
+    print("| " + " | ".join(_means(name, rows)) + " |", flush=True)
 
 
-def write_rows(path: Path, tables: dict[Path, list[dict]]) -> None:
-    """Writes a CSV row for each mask, whole or not at all."""
+def _means(name: str, rows: list[dict]) -> list[str]:
+    means = [f"{np.mean([row[n] for row in rows]):.3f}" for n in clicking.names_of(rows)]
+    return [name, str(len(rows)), *means]
+
+
+def summarise(tables: dict[str, list[dict]]) -> dict[str, dict[str, Any]]:
+    """Means and 95% intervals of each data set, and of the unweighted mean over all ("mean").
+
+    Returns:
+      {data set: {"images", "masks", "iou": {prompt: mean}, "interval": {prompt: [low, high]}}};
+      "mean" is there for two data sets or more.
+    """
+    result, means, drawn = {}, [], []
+    for seed, (name, rows) in enumerate(tables.items()):
+        prompts = clicking.names_of(rows)
+        values = np.array([[row[p] for p in prompts] for row in rows])
+        images = [row["image"] for row in rows]
+        means.append(values.mean(0))
+        drawn.append(intervals.resampled_means(values, images, seed=seed))
+        about = {"images": len(set(images)), "masks": len(rows)}
+        result[name] = about | _with_interval(prompts, means[-1], drawn[-1])
+    if len(tables) > 1:
+        about = {k: sum(one[k] for one in result.values()) for k in ("images", "masks")}
+        prompts = clicking.names_of(next(iter(tables.values())))
+        mean = _with_interval(prompts, np.mean(means, 0), np.mean(drawn, 0))
+        result["mean"] = about | mean
+    return result
+
+
+def _with_interval(prompts: list[str], mean: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:
+    ends = np.stack(intervals.bounds(drawn), 1)
+    return {
+        "iou": dict(zip(prompts, mean.tolist(), strict=True)),
+        "interval": dict(zip(prompts, ends.tolist(), strict=True)),
+    }
+
+
+def table_rows(tables: dict[str, list[dict]]) -> list[list[str]]:
+    """The table's lines: each data set, the mean over them with its interval, what is published."""
+    lines = [_means(name, rows) for name, rows in tables.items()]
+    prompts = clicking.names_of(next(iter(tables.values())))
+    figures = summarise(tables)
+    last = figures["mean" if len(tables) > 1 else next(iter(tables))]
+    if len(tables) > 1:
+        lines.append(["**mean**", str(last["masks"]), *(f"{last['iou'][p]:.3f}" for p in prompts)])
+    if last["images"] > 1:
+        halves = ((last["interval"][p][1] - last["interval"][p][0]) / 2 for p in prompts)
+        lines.append(["+-", "", *(f"{half:.3f}" for half in halves)])
+    for name, published in PAPER.items():
+        values = (f"{published[p]:.3f}" if p in published else "" for p in prompts)
+        lines.append([name, "", *values])
+    return lines
+
+
+def write(
+    out: Path,
+    predictor: Any,
+    sources: dict[str, Any],
+    tables: dict[str, list[dict]],
+) -> None:
+    """masks.csv, scores.json, table.md, two plots, and a contact sheet for each data set."""
+    from sam_jax.evaluation.sheets import contact_sheet
     from sam_jax.storage import replacing
 
-    rows = [{"data": folder.name, **row} for folder, rows in tables.items() for row in rows]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    rows = [{"data": name, **row} for name, rows in tables.items() for row in rows]
+    report.write_csv(out / "masks.csv", rows)
+    figures = summarise(tables)
+    report.write_json(out / "scores.json", figures)
+    prompts = clicking.names_of(rows and next(iter(tables.values())))
+    text = report.markdown(["data", "masks", *map(title, prompts)], table_rows(tables))
+    with replacing(out / "table.md") as path:
+        path.write_text(text + "\n")
+    report.write_plot(out / "clicks.png", lambda figure: _draw_clicks(figure, figures))
+    baseline = "GrabCut" if "GrabCut" in prompts else "filled box"
+    gains = {name: _gain(rows, "box", baseline) for name, rows in tables.items()}
+    label = f"mean IoU from a box: model minus {baseline}"
+    draw = lambda figure: draw_differences(figure, gains, label)  # noqa: E731
+    report.write_plot(out / "differences.png", draw, (6.4, 1.5 + 0.3 * len(gains)))
+    for name, rows in tables.items():
+        sheet = contact_sheet(predictor, sources[name], rows, SHOWN)
+        report.write_sheet(out / f"{name}.jpg", sheet)
+    print(f"wrote masks.csv, scores.json, table.md, plots and contact sheets to {out}")
+
+
+def _gain(rows: list[dict], prompt: str, baseline: str) -> tuple[float, float, float]:
+    """Mean difference of two prompts and the ends of its interval."""
+    values = np.array([row[prompt] - row[baseline] for row in rows])
+    drawn = intervals.resampled_means(values, [row["image"] for row in rows])
+    return float(values.mean()), *(float(v) for v in intervals.bounds(drawn))
+
+
+def _draw_clicks(figure: Any, figures: dict[str, dict[str, Any]]) -> None:
+    """IoU by clicks, as in the paper's figure 9 (c)."""
+    axes = figure.add_subplot()
+    for name, one in figures.items():
+        prompts = [p for p in one["iou"] if p.isdigit()]
+        x, y = [int(p) for p in prompts], [one["iou"][p] for p in prompts]
+        bold = name == "mean" or len(figures) == 1
+        (line,) = axes.plot(x, y, "o-", lw=3 if bold else 1, alpha=1 if bold else 0.7, label=name)
+        if bold:
+            ends = np.array([one["interval"][p] for p in prompts])
+            axes.fill_between(x, *ends.T, color=line.get_color(), alpha=0.2, lw=0)
+        axes.plot([1], [one["iou"]["1 oracle"]], "^", mfc="none", color=line.get_color())
+    axes.plot([], [], "^", mfc="none", color="gray", label="best of three")
+    axes.set(xlabel="clicks", ylabel="mean IoU", ylim=(0, 1))
+    axes.legend(fontsize=8)
+
+
+def draw_differences(figure: Any, gains: dict[str, tuple[float, float, float]], label: str) -> None:
+    """Differences and their intervals by data set, sorted, as in the paper's figure 9 (a)."""
+    order: Sequence[str] = sorted(gains, key=lambda name: gains[name][0])
+    axes = figure.add_subplot()
+    for place, name in enumerate(order):
+        mean, low, high = gains[name]
+        axes.barh(place, mean, color="#2e7d32" if mean >= 0 else "#c62828", alpha=0.8)
+        axes.plot([low, high], [place, place], color="black", lw=1)
+        axes.annotate(
+            f"{mean:+.3f}", (max(mean, high, 0), place), xytext=(4, -3), textcoords="offset points"
+        )
+    axes.set_yticks(range(len(order)), order)
+    axes.margins(x=0.2)
+    axes.axvline(0, color="black", lw=0.8)
+    axes.set_xlabel(label)

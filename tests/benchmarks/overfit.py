@@ -116,7 +116,7 @@ def measure(run: TrainConfig, state, source) -> float:
     """Mean IoU of one click over all masks."""
     variables = {"params": state.params, "buffers": state.buffers}
     sam = Sam(SamModel(run.model), jax.device_get(variables), run.model, "overfit")
-    rows = list(measure_source(Predictor(sam), source, clicks=1))
+    rows = measure_source(Predictor(sam), source, clicks=1)
     return float(np.mean([row["1"] for row in rows]))
 
 

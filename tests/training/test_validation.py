@@ -33,7 +33,7 @@ def test_the_numbers_are_the_means_of_what_is_measured(root):
     assert set(row) == {
         f"val/own/{name}" for name in ("1", "1 oracle", "2", "box", "automatic", "automatic masks")
     }
-    rows = list(measure_source(Predictor(sam), sources["own"], 2))
+    rows = measure_source(Predictor(sam), sources["own"], 2)
     assert len(rows) == 4, "two photographs of two masks"
     for name in ("1", "1 oracle", "2", "box"):
         assert row[f"val/own/{name}"] == pytest.approx(np.mean([r[name] for r in rows]))
