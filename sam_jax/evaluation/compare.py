@@ -224,4 +224,4 @@ def write(
 
     size = (6.4, len(prompts) * (1.2 + 0.3 * len(figures)))
     report.write_plot(out / "differences.png", draw, size)
-    print(f"wrote masks.csv, scores.json, table.md and differences.png to {out}")
+    print(f"results in {out}")

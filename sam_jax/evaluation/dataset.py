@@ -9,14 +9,15 @@ also compared on equal numbers of masks of each size ("concavity, sizes matched"
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sam_jax.evaluation import report
+from sam_jax.evaluation.journal import Journal, each_record, in_order
 
 COUNT_BINS = (10, 50, 100, 200)
 """Upper ends, inclusive, of the paper's bins of masks a photo; the last bin is open."""
@@ -37,7 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data sets, in any form that is read",
     )
     add("--images", type=int, default=0, metavar="N", help="only the first N photos of each")
-    add("--out", metavar="DIR", help="where masks.csv, figures.json and figures.png are written")
+    add(
+        "--out",
+        metavar="DIR",
+        help="where masks.csv, figures.json and figures.png go; a second run goes on there",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -59,14 +64,22 @@ def run(args: argparse.Namespace) -> None:
             sources[name] = open_source(path, at_least=1)  # the pixels are not looked at
         except ValueError as error:
             raise ValueError(f"--data: {error}") from error
-    found = {name: measure(source, args.images, name) for name, source in sources.items()}
-    for name, masks in found.items():
-        if not len(masks.relative):
+    out, found = Path(args.out) if args.out else None, {}
+    for name, source in sources.items():
+        settings = {"table": "dataset", "data": repr(source), "records": len(source)}
+        journal = Journal(
+            out and out / "rows" / f"{name.strip('/').replace('/', '_')}.jsonl", settings
+        )
+        try:
+            found[name] = measure(source, args.images, name, journal)
+        finally:
+            journal.close()
+        if not len(found[name].relative):
             raise ValueError(f"--data: no masks in {name}")
     figures = summarise(found)
     print(table(figures))
-    if args.out:
-        write(Path(args.out), found, figures)
+    if out:
+        write(out, found, figures)
 
 
 @dataclasses.dataclass
@@ -90,36 +103,27 @@ class Masks:
     centres_xy: np.ndarray
 
 
-def measure(source: Any, images: int = 0, name: str = "") -> Masks:
+def measure(source: Any, images: int = 0, name: str = "", journal: Journal | None = None) -> Masks:
     """The masks of the first photos of a source; what cannot be read is printed and left out.
 
     Args:
       source: of records, see `sam_jax.data.sources`.
       images: only the first so many; 0: all.
       name: shown beside the progress bar.
+      journal: what it holds is not measured again.
     """
-    from tqdm import tqdm
 
-    from sam_jax.data.sources import RecordError
+    def of(record: dict[str, Any]) -> dict[str, Any]:
+        shapes = [shape for shape in map(mask_shape, record["rles"]) if shape is not None]
+        return {"image": record["name"], "masks": shapes}
 
-    photos, names, rows, skipped = [], [], [], []
-    count = min(images or len(source), len(source))
-    for index in tqdm(range(count), desc=name, unit="photo", leave=False, disable=None):
-        try:
-            record = source[index]
-        except RecordError as error:
-            skipped.append(str(error))
-            continue
-        found = [shape for shape in map(mask_shape, record["rles"]) if shape is not None]
-        photos.append(len(found))
-        rows += found
-        names += [record["name"]] * len(found)
-    for reason in skipped:
-        print(f"skipped {reason}")
-    columns = np.array(rows, np.float64).reshape(-1, 5)
+    journal = journal or Journal(None, {})
+    each_record(source, journal, of, name=name, images=images)
+    found = list(in_order(journal, source, images))
+    columns = np.array([m for one in found for m in one["masks"]], np.float64).reshape(-1, 5)
     return Masks(
-        np.array(photos, np.int64),
-        names,
+        np.array([len(one["masks"]) for one in found], np.int64),
+        [one["image"] for one in found for _ in one["masks"]],
         columns[:, 0].astype(np.int64),
         columns[:, 1],
         columns[:, 2],
@@ -233,39 +237,23 @@ def table(figures: dict[str, dict[str, Any]]) -> str:
 
 def write(out: Path, found: dict[str, Masks], figures: dict[str, dict[str, Any]]) -> None:
     """masks.csv with a row a mask, figures.json, and figures.png where matplotlib is installed."""
-    from sam_jax.storage import replacing
-
-    out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "masks.csv") as path, open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["data", "image", "area", "relative size", "concavity", "x", "y"])
-        for name, masks in found.items():
-            columns = (masks.image, masks.area, masks.relative, masks.concavity, masks.centres_xy)
-            for image, area, size, concavity, centre in zip(*columns, strict=True):
-                numbers = (f"{value:.5f}" for value in (size, concavity, *centre))
-                writer.writerow([name, image, area, *numbers])
-    with replacing(out / "figures.json") as path:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
-    written = ["masks.csv", "figures.json"]
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        print("no figures.png: needs matplotlib (pip install 'sam_jax[plots]')")
-    else:
-        with replacing(out / "figures.png") as path:
-            draw(path, found, figures)
-        written.append("figures.png")
-    print(f"wrote {', '.join(written)} to {out}")
+    rows = []
+    for name, masks in found.items():
+        columns = (masks.image, masks.area, masks.relative, masks.concavity, masks.centres_xy)
+        for image, area, size, concavity, (x, y) in zip(*columns, strict=True):
+            numbers = {"relative size": size, "concavity": concavity, "x": x, "y": y}
+            row = {"data": name, "image": image, "area": int(area)}
+            rows.append(row | {k: f"{v:.5f}" for k, v in numbers.items()})
+    report.write_csv(out / "masks.csv", rows)
+    report.write_json(out / "figures.json", figures)
+    size = (4 * max(3, len(found)), 7.5)
+    report.write_plot(out / "figures.png", lambda figure: draw(figure, found, figures), size)
+    print(f"results in {out}")
 
 
-def draw(path: Path, found: dict[str, Masks], figures: dict[str, dict[str, Any]]) -> None:
+def draw(figure: Any, found: dict[str, Masks], figures: dict[str, dict[str, Any]]) -> None:
     """The paper's figures 5 and 6: where centres lie, masks a photo, sizes, concavity."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = max(3, len(found))
-    figure = Figure(figsize=(4 * columns, 7.5), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, 6 * columns)
     for k, (name, own) in enumerate(figures.items()):
         axes = figure.add_subplot(grid[0, 6 * k : 6 * (k + 1)])
@@ -291,4 +279,3 @@ def draw(path: Path, found: dict[str, Masks], figures: dict[str, dict[str, Any]]
     concavity.set(xlabel="concavity, sizes matched", ylabel="share of masks")
     for axes in (counts, sizes, concavity):
         axes.legend()
-    figure.savefig(path, dpi=110, format="png")

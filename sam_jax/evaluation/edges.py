@@ -247,6 +247,7 @@ def write(
     kept = [one for one in found if (out / "maps" / f"{one['image']}.png").is_file()]
     if kept:
         report.write_sheet(out / "sheet.jpg", _sheet_rows(out, source, names, kept))
+    print(f"results in {out}")
 
 
 def _draw_curve(figure: Any, total: boundaries.Counts, score: boundaries.Score) -> None:

@@ -312,7 +312,7 @@ def write(
     report.write_plot(
         out / "groups.png", lambda figure: _draw(figure, figures), (6.4, 1.2 + 0.3 * lines)
     )
-    print(f"wrote masks.csv, scores.json, table.md and groups.png to {out}")
+    print(f"results in {out}")
 
 
 def _draw(figure: Any, figures: dict[str, dict[str, Any]]) -> None:

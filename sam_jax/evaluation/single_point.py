@@ -251,7 +251,7 @@ def write(
     for name, rows in tables.items():
         sheet = contact_sheet(predictor, sources[name], rows, SHOWN)
         report.write_sheet(out / f"{name}.jpg", sheet)
-    print(f"wrote masks.csv, scores.json, table.md, plots and contact sheets to {out}")
+    print(f"results in {out}")
 
 
 def _gain(rows: list[dict], prompt: str, baseline: str) -> tuple[float, float, float]:

@@ -120,3 +120,17 @@ def test_the_command(tmp_path, capsys):
         assert picture.size[0] > 500
     assert main(["evaluate", "dataset", "--data", str(tmp_path / "none")]) == 2
     assert "--data" in capsys.readouterr().err
+
+
+def test_a_second_run_measures_nothing_again(tmp_path, monkeypatch):
+    from sam_jax.evaluation import dataset
+    from tests.evaluation.fakes import write_sa1b
+
+    write_sa1b(tmp_path / "d")
+    arguments = ["evaluate", "dataset", "--data", str(tmp_path / "d"), "--out", str(tmp_path / "o")]
+    assert main([*arguments, "--images", "1"]) == 0
+    assert main(arguments) == 0
+    figures = (tmp_path / "o" / "figures.json").read_text()
+    monkeypatch.setattr(dataset, "mask_shape", None)
+    assert main(arguments) == 0
+    assert (tmp_path / "o" / "figures.json").read_text() == figures
