@@ -12,6 +12,7 @@ from sam_jax.data.coco import CocoJson, is_coco_json
 from sam_jax.data.images import find_images
 from sam_jax.data.mask_folders import LAYOUTS, MaskFolder
 from sam_jax.data.sources import Sa1bFolder, Source
+from sam_jax.data.store import StoreSource, is_store
 from sam_jax.data.tars import Sa1bTars
 from sam_jax.data.tfds import TfdsSegmentAnything, is_tfds_folder
 
@@ -20,6 +21,7 @@ MASK_FOLDERS = ("masks", "mask", "labels", "annotations", "SegmentationObject")
 
 FORMS = f"""\
   a folder of NAME.jpg + NAME.json in SA-1B form
+  a store of `sam-jax annotate`
   SA-1B's .tar files: one, a folder of them, or a pattern (DIR/sa_00000*.tar)
   SA-1B prepared by TFDS in array_record files
   a COCO instances JSON, the folder that holds one, or FILE.json:FOLDER with FOLDER, seen from the
@@ -61,6 +63,8 @@ def open_source(path: str | os.PathLike, *, at_least: int | None = None) -> Sour
 
 
 def _open_folder(folder: Path, at_least: int | None) -> Source:
+    if is_store(folder):
+        return StoreSource(folder, at_least=at_least)
     if is_tfds_folder(folder):
         return TfdsSegmentAnything(folder, at_least=at_least)
     tars = sorted(str(p) for p in folder.iterdir() if _looks_like_tar(p.name))
