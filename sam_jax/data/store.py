@@ -9,6 +9,7 @@ the line that it was writing. Masks are what the events, in the order of their t
      "prompts", "label", "predicted_iou", "stability_score", "replaces"}
     {"event": "remove" | "restore" | "label", "mask", "photo", "who", "when", "label"}
     {"event": "photo", "photo", "done", "who", "when", "seconds", "stage"}
+    {"event": "filled", "photo", "stage", "model", "masks", "who", "when"}
 
 `when` is UTC in ISO 8601, `counts` a COCO RLE string, `seconds` what the mask took a person,
 `model` the hash of the weights that helped, `replaces` the id of the mask that this one corrects.
@@ -48,19 +49,19 @@ class Mask:
     Attributes:
       event: the event that made it.
       label: its label now.
-      removed: whether it was taken away.
+      removed_by: who took it away, or None.
       replaced_by: id of the mask that corrects it, or None.
     """
 
     event: dict[str, Any]
     label: str
-    removed: bool = False
+    removed_by: str | None = None
     replaced_by: str | None = None
 
     @property
     def alive(self) -> bool:
         """Whether it belongs to the data set."""
-        return not self.removed and self.replaced_by is None
+        return self.removed_by is None and self.replaced_by is None
 
     @property
     def rle(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class Store:
         """Appends an event; it is on disk when this returns.
 
         Args:
-          event: "mask", "remove", "restore", "label" or "photo".
+          event: "mask", "remove", "restore", "label", "photo" or "filled".
           photo: its path below the folder of photographs.
           who: the annotator, or MODEL.
           **fields: the others of the event; a mask gets its "id" here.
@@ -196,7 +197,7 @@ class Store:
     def _take(self, line: bytes, where: str) -> None:
         try:
             event = json.loads(line)
-            wanted = {"mask": ("id", "size", "counts"), "photo": ("done",)}
+            wanted = {"mask": ("id", "size", "counts"), "photo": ("done",), "filled": ("stage",)}
             for key in ("event", "photo", "who", "when", *wanted.get(event["event"], ("mask",))):
                 event[key]
         except (ValueError, KeyError, TypeError) as error:
@@ -248,6 +249,7 @@ class _State:
         kind = event["event"]
         if kind == "photo":
             self.done[event["photo"]] = bool(event["done"])
+        if kind in ("photo", "filled"):
             return
         if kind == "mask":
             mask = Mask(event, event.get("label") or "")
@@ -259,10 +261,10 @@ class _State:
         if kind == "label":
             mask.label = event.get("label") or ""
         else:
-            mask.removed = kind == "remove"
+            mask.removed_by = event["who"] if kind == "remove" else None
             old = self.masks.get(mask.event.get("replaces"))
             if old is not None:  # a correction that is removed brings back what it corrected
-                old.replaced_by = None if mask.removed else mask.event["id"]
+                old.replaced_by = None if mask.removed_by else mask.event["id"]
 
 
 def is_store(path: str | os.PathLike) -> bool:

@@ -190,21 +190,40 @@ class Predictor:
         return predictions
 
     def _predict_one(self, embedding: Embedding, arguments, multimask) -> Prediction:
+        logits, scores, several = self.decode(embedding, arguments, multimask)
+        side = embedding.features.shape[1] * self.config.patch_size
+        masks = upscale_masks(logits, embedding.input_hw[0], embedding.image_hw[0], side)
+        if not several:
+            masks, scores, logits = masks[0], scores[0], logits[0]
+        return Prediction(masks, scores, logits)
+
+    def decode(
+        self, embedding: Embedding, arguments: Sequence, multimask: bool | Literal["auto"] = "auto"
+    ) -> tuple[np.ndarray, np.ndarray, bool]:
+        """`predict` on one photo without enlarging masks.
+
+        Args:
+          embedding: of one photo.
+          arguments: points_xy, labels, boxes_xyxy, mask_logits and text of `predict`.
+          multimask: as for `predict`.
+
+        Returns:
+          float32 logits [N, K, 4h, 4w] and scores [N, K], and whether several prompts were given.
+
+        Raises:
+          ValueError: as `predict`.
+        """
         h, w = embedding.features.shape[1:3]
-        image_hw, input_hw = embedding.image_hw[0], embedding.input_hw[0]
-        side = h * self.config.patch_size
+        image_hw = embedding.image_hw[0]
         prompts, several = gather(
             *arguments,
             image_hw=image_hw,
             mask_hw=(4 * h, 4 * w),
             text_width=self.config.text_width,
         )
-        logits, scores = self.compiled.decode(embedding.features, to_slots(prompts, image_hw, side))
-        logits, scores = choose_masks(logits, scores, prompts, multimask)
-        masks = upscale_masks(logits, input_hw, image_hw, side)
-        if not several:
-            masks, scores, logits = masks[0], scores[0], logits[0]
-        return Prediction(masks, scores, logits)
+        slots = to_slots(prompts, image_hw, h * self.config.patch_size)
+        logits, scores = self.compiled.decode(embedding.features, slots)
+        return *choose_masks(logits, scores, prompts, multimask), several
 
 
 def frames(photos: Sequence[np.ndarray], image_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -55,7 +55,7 @@ def test_masks_are_what_the_events_leave(photos, tmp_path):
     for seen in (store, Store(tmp_path / "store")):
         assert list(seen.alive()) == [three]
         assert seen.alive()[three].label == "red cup"
-        assert seen.masks()[two].replaced_by == three and seen.masks()[one].removed
+        assert seen.masks()[two].replaced_by == three and seen.masks()[one].removed_by == "bob"
         assert seen.done() == {"a.jpg": True}
         np.testing.assert_array_equal(decode(seen.alive()[three].rle), mask_of(6, 7))
         assert [e["event"] for e in seen.events()].count("remove") == 3
