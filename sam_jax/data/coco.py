@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sam_jax.data.sources import (
     Record,
     RecordError,
@@ -48,7 +50,7 @@ class CocoJson:
           ValueError: not such a file, no folder with its pictures, or no mask.
         """
         self.path, self.at_least = Path(path), at_least
-        document = _load(self.path)
+        document = load_document(self.path)
         self._images: dict[Any, dict] = {image["id"]: image for image in document["images"]}
         self.images = _find_images(self.path, images, list(self._images.values()))
         self.left_out: dict[str, str] = {}
@@ -113,6 +115,19 @@ class CocoJson:
         pixels = read_picture(_place(self.images, name), rles, name, self.at_least)
         return {"image": pixels, "rles": rles, "name": name, "stated": stated}
 
+    def read_image(self, about: dict[str, Any]) -> np.ndarray:
+        """The picture of one of the file's "images": uint8 [H, W, 3] of the size stated there.
+
+        Raises:
+          RecordError: it is missing or damaged, or has another size or none stated.
+        """
+        name = about["file_name"]
+        try:
+            size = [int(about["height"]), int(about["width"])]
+        except (KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{name}: no height and width: {error!r}") from error
+        return read_picture(_place(self.images, name), [{"size": size}], name)
+
 
 def is_coco_json(path: str | os.PathLike) -> bool:
     """Whether a JSON looks like COCO's form and not SA-1B's, from its first and last megabyte."""
@@ -124,7 +139,12 @@ def is_coco_json(path: str | os.PathLike) -> bool:
     return b'"image":{' not in text and (b'"images":[' in text or b'"category_id":' in text)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load_document(path: Path) -> dict[str, Any]:
+    """A COCO file, every image of which has an "id" and a "file_name".
+
+    Raises:
+      ValueError: not such a file.
+    """
     form = "a COCO file: a dict with the lists 'images' and 'annotations'"
     if not path.is_file():
         raise ValueError(f"path: expected {form}, no such file: {path}")

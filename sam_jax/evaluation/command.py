@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import argparse
 
-from sam_jax.evaluation import compare, dataset, edges, fairness, single_point
+from sam_jax.evaluation import (
+    compare,
+    dataset,
+    edges,
+    fairness,
+    instances,
+    proposals,
+    single_point,
+    text,
+)
 
 TABLES = {
     "single-point": single_point,
     "edges": edges,
+    "proposals": proposals,
+    "instances": instances,
+    "text": text,
     "fairness": fairness,
     "compare": compare,
     "dataset": dataset,

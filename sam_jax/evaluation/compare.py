@@ -196,7 +196,6 @@ def write(
 ) -> None:
     """masks.csv, scores.json, table.md and differences.png."""
     from sam_jax.evaluation.single_point import draw_differences
-    from sam_jax.storage import replacing
 
     rows = []
     for data, own in tables.items():
@@ -208,8 +207,7 @@ def write(
             rows.append(facts | both)
     report.write_csv(out / "masks.csv", rows)
     report.write_json(out / "scores.json", figures)
-    with replacing(out / "table.md") as path:
-        path.write_text(text + "\n")
+    report.write_text(out / "table.md", text + "\n")
     prompts = [p for p in ("1", "5", "box") if p in clicking.names_of(next(iter(tables.values())))]
 
     def draw(figure: Any) -> None:

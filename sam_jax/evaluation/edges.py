@@ -234,10 +234,7 @@ def write(
     """table.md, scores.json, images.csv, curve.png, and sheet.jpg where maps were made."""
     import dataclasses
 
-    from sam_jax.storage import replacing
-
-    with replacing(out / "table.md") as path:
-        path.write_text(text + "\n")
+    report.write_text(out / "table.md", text + "\n")
     report.write_json(out / "scores.json", dataclasses.asdict(score) | {"images": len(found)})
     columns = ("image", "threshold", "recall", "precision", "f")
     report.write_csv(out / "images.csv", [{k: one[k] for k in columns} for one in found])

@@ -298,16 +298,13 @@ def write(
     out: Path, rows: list[dict[str, Any]], figures: dict[str, dict[str, Any]], text: str
 ) -> None:
     """masks.csv, scores.json, table.md and groups.png."""
-    from sam_jax.storage import replacing
-
     flat = [
         {k: row[k] for k in FACTS} | row["groups"] | {k: row[k] for k in ("1", "2", "3")}
         for row in rows
     ]
     report.write_csv(out / "masks.csv", flat)
     report.write_json(out / "scores.json", figures)
-    with replacing(out / "table.md") as path:
-        path.write_text(text + "\n")
+    report.write_text(out / "table.md", text + "\n")
     lines = sum(len(one["groups"]) + 1 for one in figures.values())
     report.write_plot(
         out / "groups.png", lambda figure: _draw(figure, figures), (6.4, 1.2 + 0.3 * lines)

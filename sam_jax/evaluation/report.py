@@ -25,6 +25,12 @@ def write_json(path: Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
 
 
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """A CSV file with the columns of all rows, in the order in which they come up."""
     columns = list(dict.fromkeys(key for row in rows for key in row))

@@ -232,7 +232,6 @@ def write(
 ) -> None:
     """masks.csv, scores.json, table.md, two plots, and a contact sheet for each data set."""
     from sam_jax.evaluation.sheets import contact_sheet
-    from sam_jax.storage import replacing
 
     rows = [{"data": name, **row} for name, rows in tables.items() for row in rows]
     report.write_csv(out / "masks.csv", rows)
@@ -240,8 +239,7 @@ def write(
     report.write_json(out / "scores.json", figures)
     prompts = clicking.names_of(rows and next(iter(tables.values())))
     text = report.markdown(["data", "masks", *map(title, prompts)], table_rows(tables))
-    with replacing(out / "table.md") as path:
-        path.write_text(text + "\n")
+    report.write_text(out / "table.md", text + "\n")
     report.write_plot(out / "clicks.png", lambda figure: _draw_clicks(figure, figures))
     baseline = "GrabCut" if "GrabCut" in prompts else "filled box"
     gains = {name: _gain(rows, "box", baseline) for name, rows in tables.items()}

@@ -78,6 +78,14 @@ def uncompressed_part(
     return {"size": [height, width], "counts": counts.tolist()}
 
 
+def encode_part(
+    part: np.ndarray, top_left: tuple[int, int], image_hw: tuple[int, int]
+) -> dict[str, Any]:
+    """`uncompressed_part` with its counts as a string."""
+    rle = uncompressed_part(part, top_left, image_hw)
+    return {"size": rle["size"], "counts": compress_counts(np.asarray(rle["counts"]))}
+
+
 def decode(rle: dict[str, Any]) -> np.ndarray:
     """The mask of a COCO RLE.
 
