@@ -256,6 +256,9 @@ def _lvis(document, results, image_ids: Sequence) -> dict[str, float | None]:
     for one in document["annotations"]:
         known[one["image_id"]].add(one["category_id"])
     counted = [one for one in results if one["category_id"] in known.get(one["image_id"], ())]
+    names = ("AP", "AP50", "AP75", "S", "M", "L", "rare", "common", "frequent")
+    if not counted:
+        return dict.fromkeys(names, 0.0)
     gt = COCO(_json_copy(_with_areas(document)))
     evaluation = COCOeval_faster(gt, gt.loadRes(_json_copy(counted)), "segm", lvis_style=True)
     evaluation.params.imgIds = list(image_ids)
@@ -263,7 +266,6 @@ def _lvis(document, results, image_ids: Sequence) -> dict[str, float | None]:
     evaluation.run()
     stats = evaluation.stats_as_dict
     keys = ("AP_all", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large", "APr", "APc", "APf")
-    names = ("AP", "AP50", "AP75", "S", "M", "L", "rare", "common", "frequent")
     return _percent(names, [stats[key] for key in keys])
 
 

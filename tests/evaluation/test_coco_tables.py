@@ -160,7 +160,7 @@ def test_lvis_forgives_what_was_not_looked_for(tmp_path):
     assert average_precision(truth, None, [wrong, *results], ids)["AP"] == pytest.approx(100)
     document["images"][2]["neg_category_ids"] = [1]
     data.write_text(json.dumps(document))
-    assert average_precision(Truth(str(data)), None, [wrong, *results], ids)["AP"] < 95
+    assert average_precision(Truth(str(data)), None, [wrong, *results], ids)["AP"] < 97
 
 
 def test_true_boxes_with_a_model_that_knows_score_100(tmp_path):
