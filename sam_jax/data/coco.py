@@ -92,6 +92,10 @@ class CocoJson:
     def __repr__(self) -> str:
         return f"CocoJson({str(self.path)!r}, {str(self.images)!r})"
 
+    def mask_count(self, index: int) -> int:
+        """How many masks record `index` has, without reading them."""
+        return len(self._annotations[self._ids[index]])
+
     def __getitem__(self, index: int) -> Record:
         """Record `index`, in the order of the file's images; its name is the `file_name`.
 

@@ -29,7 +29,8 @@ def open_data(paths: Sequence[str]) -> dict[str, Any]:
 
 
 def _open(path: str) -> dict[str, Any]:
-    from sam_jax.data.zero_shot import SETS, open_zero_shot, subsample
+    from sam_jax.data.listed import subsample
+    from sam_jax.data.zero_shot import SETS, open_zero_shot
 
     name, _, folder = path.partition("=")
     try:
