@@ -1,0 +1,371 @@
+"""The annotation page in a real Chromium, on the real server with the bundled model."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import zipfile
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sam_jax.data.store import Store
+from sam_jax.ops.rle import decode
+
+pytestmark = pytest.mark.browser
+
+MISSING = [
+    name
+    for name, there in (
+        ("selenium", importlib.util.find_spec("selenium")),
+        ("chromium", shutil.which("chromium")),
+        ("chromedriver", shutil.which("chromedriver")),
+    )
+    if not there
+]
+if MISSING:
+    pytest.skip(f"the page's tests need {', '.join(MISSING)}", allow_module_level=True)
+
+from selenium import webdriver  # noqa: E402
+from selenium.webdriver import ActionChains, Keys  # noqa: E402
+from selenium.webdriver.common.actions.action_builder import ActionBuilder  # noqa: E402
+from selenium.webdriver.common.actions.mouse_button import MouseButton  # noqa: E402
+
+HW = (300, 400)
+
+
+class Server:
+    """`sam-jax annotate` on a folder, in a process of its own."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.start()
+
+    def start(self):
+        arguments = ["annotate", str(self.folder), "--port", "0", "--no-browser"]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "sam_jax", *arguments], stdout=subprocess.PIPE, text=True
+        )
+        for line in self.process.stdout:
+            if line.startswith("http"):
+                self.url = line.strip()
+                return
+        raise AssertionError("the server did not start")
+
+    def kill(self):
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    photo = Image.open(files("sam_jax.assets").joinpath("photo.jpg")).convert("RGB")
+    photo.resize(HW[::-1]).save(folder / "a.jpg", quality=95)
+    photo.resize(HW[::-1]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "b.jpg")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_argument("--window-size=1280,720")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    options.binary_location = shutil.which("chromium")
+    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options=options, service=service)
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+class Page:
+    """What a person does with the page, and what the page says of itself."""
+
+    def __init__(self, browser):
+        self.browser = browser
+
+    def get(self, name):
+        return self.browser.execute_script(f"return window.samAnnotate?.{name}")
+
+    def wait(self, name, wanted, seconds=60):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = self.get(name)
+            if wanted(found) if callable(wanted) else found == wanted:
+                return found
+            time.sleep(0.03)
+        raise AssertionError(f"{name} is {found!r} after {seconds} s: {self.get('status')}")
+
+    def open(self, url):
+        self.browser.get(url)
+        self.wait("ready", True)
+
+    def place(self, x, y):
+        return self.browser.execute_script(f"return window.samAnnotate.pagePoint({x}, {y})")
+
+    def mouse(self, *steps):
+        """Steps are ("move", x, y), ("down" or "up", button)."""
+        builder = ActionBuilder(self.browser, duration=20)
+        for kind, *rest in steps:
+            if kind == "move":
+                builder.pointer_action.move_to_location(*map(round, self.place(*rest)))
+            elif kind == "down":
+                builder.pointer_action.pointer_down(rest[0])
+            else:
+                builder.pointer_action.pointer_up(rest[0])
+        builder.perform()
+
+    def click(self, x, y, button=MouseButton.LEFT):
+        self.mouse(("move", x, y), ("down", button), ("up", button))
+        self.wait("pending", False)
+
+    def drag(self, *places):
+        first, *others = places
+        steps = [("move", *first), ("down", MouseButton.LEFT)]
+        steps += [("move", *place) for place in others]
+        self.mouse(*steps, ("up", MouseButton.LEFT))
+        self.wait("pending", False)
+
+    def keys(self, *keys):
+        ActionChains(self.browser).send_keys(*keys).perform()
+
+    def chord(self, *keys):
+        actions = ActionChains(self.browser)
+        for key in keys[:-1]:
+            actions.key_down(key)
+        actions.send_keys(keys[-1])
+        for key in keys[:-1]:
+            actions.key_up(key)
+        actions.perform()
+
+    def shows(self, selector):
+        return self.browser.find_element("css selector", selector).text
+
+
+@pytest.fixture
+def page(browser, server):
+    page = Page(browser)
+    page.open(server.url)
+    yield page
+    page.keys(Keys.ESCAPE)
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not severe, severe
+
+
+def test_click_three_candidates_correct_undo_and_redo(page):
+    page.click(200, 150)
+    assert page.get("candidates") == 3 and page.get("area") > 0
+    areas = [page.get("area")]
+    for key in "23":
+        page.keys(key)
+        areas.append(page.get("area"))
+    assert len(set(areas)) == 3, "three that differ"
+    page.keys(Keys.TAB)
+    assert page.get("chosen") == 0 and page.get("area") == areas[0]
+    page.click(20, 20, MouseButton.RIGHT)
+    assert page.get("candidates") == 1
+    corrected = page.get("area")
+    page.chord(Keys.CONTROL, "z")
+    assert page.get("candidates") == 3 and page.get("area") == areas[0]
+    page.chord(Keys.CONTROL, Keys.SHIFT, "z")
+    assert page.get("candidates") == 1 and page.get("area") == corrected
+    page.keys(Keys.ESCAPE)
+    assert page.get("area") == 0
+
+
+def test_a_box_gives_three_candidates(page):
+    page.drag((100, 80), (200, 160), (300, 250))
+    assert page.get("candidates") == 3
+    assert page.get("area") > 100
+
+
+def disc(cx, cy, radius):
+    y, x = np.mgrid[: HW[0], : HW[1]] + 0.5
+    return np.hypot(x - cx, y - cy) <= radius
+
+
+def test_brush_and_eraser_are_exact_to_the_pixel(page, folder):
+    page.browser.execute_script(
+        "const size = document.getElementById('size'); size.value = 10;"
+        "size.dispatchEvent(new Event('input'))"
+    )
+    page.keys("b")
+    x, y = page.browser.execute_script(
+        """window.last = null;
+        document.getElementById('view').addEventListener('pointerdown', (event) => {
+          const [ax, ay] = window.samAnnotate.pagePoint(0, 0);
+          const [bx] = window.samAnnotate.pagePoint(1, 0);
+          window.last = [(event.clientX - ax) / (bx - ax), (event.clientY - ay) / (bx - ax)];
+        }, { once: true });
+        return [50, 60]"""
+    )
+    page.mouse(("move", x, y), ("down", MouseButton.LEFT), ("up", MouseButton.LEFT))
+    at = page.browser.execute_script("return window.last")
+    painted = disc(*at, 10)
+    assert page.get("area") == painted.sum()
+    page.keys("e")
+    page.drag((50, 60), (50, 60))
+    assert page.get("area") == 0 and page.get("strokes") == 2
+    page.chord(Keys.CONTROL, "z")
+    assert page.get("area") == painted.sum()
+    before = len(Store(folder / "sam_jax_store").alive())
+    page.keys(Keys.ENTER)
+    page.wait("saved", before + 1)
+    mask = list(Store(folder / "sam_jax_store").alive().values())[-1]
+    np.testing.assert_array_equal(decode(mask.rle), painted)
+    (stroke,) = mask.event["prompts"]["strokes"]
+    assert stroke["tool"] == "brush" and stroke["radius"] == 10
+    page.keys("c")
+
+
+def test_lasso_adds_what_it_surrounds(page):
+    page.keys("l")
+    page.drag((300, 200), (360, 200), (360, 260), (300, 260))
+    assert abs(page.get("area") - 3600) < 400
+    page.keys("c")
+
+
+def test_hover_shows_a_mask_without_a_click(page):
+    page.mouse(("move", 200, 150))
+    page.wait("hovered", True)
+    assert page.get("area") == 0 and page.get("candidates") == 0
+
+
+def test_zoom_at_the_pointer_and_back(page):
+    zoom = page.get("zoom")
+    page.browser.execute_script(
+        """const [x, y] = window.samAnnotate.pagePoint(100, 100);
+        document.getElementById('view').dispatchEvent(new WheelEvent('wheel',
+          { deltaY: -600, clientX: x, clientY: y, bubbles: true, cancelable: true }))"""
+    )
+    assert page.get("zoom") > 2 * zoom
+    page.keys("0")
+    assert page.get("zoom") == pytest.approx(zoom)
+
+
+def test_save_next_reload_kill_restart_export(page, server, folder):
+    start = page.get("saved")
+    page.browser.find_element("id", "label").send_keys("cup")
+    page.click(200, 150)
+    area = page.get("area")
+    page.browser.find_element("id", "save").click()
+    page.wait("saved", start + 1)
+    assert page.get("area") == 0
+    assert "cup" in page.shows("#masks")
+    page.click(150, 100)  # a draft: not saved
+    draft = page.get("area")
+    page.keys("n")
+    page.wait("photo", "b.jpg")
+    page.wait("ready", True)
+    assert page.get("saved") == 0 and page.get("area") == 0
+    page.keys("p")
+    page.wait("photo", "a.jpg")
+    page.wait("area", draft)
+    page.keys(Keys.ESCAPE)
+    page.browser.refresh()
+    page.wait("saved", start + 1)
+    server.kill()
+    server.start()
+    page.browser.get_log("browser")  # the lost connection is in it, as it must be
+    page.open(server.url + "#a.jpg")
+    page.wait("saved", start + 1)
+    with urllib.request.urlopen(f"{server.url}api/export?form=coco") as answer:
+        archive = zipfile.ZipFile(io.BytesIO(answer.read()))
+    document = json.loads(archive.read("instances.json"))
+    masks = [a for a in document["annotations"] if a["label"] == "cup"]
+    assert [mask["area"] for mask in masks] == [area]
+    event = next(e for e in Store(folder / "sam_jax_store").events() if e.get("label") == "cup")
+    assert 0 < event["seconds"] < 30 and event["prompts"]["points"]
+
+
+def test_remove_and_bring_back(page, folder):
+    page.keys("c")
+    page.click(200, 150)
+    count = page.get("saved")
+    page.keys(Keys.ENTER)
+    page.wait("saved", count + 1)
+    page.keys(Keys.DELETE)
+    page.wait("saved", count)
+    page.chord(Keys.CONTROL, "z")
+    page.wait("saved", count + 1)
+
+
+def test_done_and_help_by_keyboard(page):
+    page.keys("d")
+    done = page.browser.find_element("id", "done")
+    deadline = time.monotonic() + 5
+    while done.get_attribute("aria-pressed") != "true" and time.monotonic() < deadline:
+        time.sleep(0.03)
+    assert done.get_attribute("aria-pressed") == "true"
+    page.keys("h")
+    assert "eraser" in page.shows("#keytable")
+    page.keys(Keys.ESCAPE)
+
+
+def test_a_server_that_is_gone_loses_no_mask(page, server):
+    page.click(200, 150)
+    area, saved = page.get("area"), page.get("saved")
+    server.process.send_signal(signal.SIGKILL)
+    server.process.wait()
+    page.keys(Keys.ENTER)
+    deadline = time.monotonic() + 10
+    while "not saved" not in page.shows("#error") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert "not saved" in page.shows("#error") and page.get("area") == area
+    port = server.url.rsplit(":", 1)[1].strip("/")
+    server.process.stdout.close()
+    server.process = subprocess.Popen(
+        [sys.executable, "-m", "sam_jax", "annotate", str(server.folder), "--port", port,
+         "--no-browser"],
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    for line in server.process.stdout:
+        if line.startswith("http"):
+            break
+    page.browser.find_element("id", "retry").click()
+    page.wait("saved", saved + 1)
+    assert page.get("area") == 0
+    page.browser.get_log("browser")  # the lost connection is in it, as it must be
+
+
+def test_the_ledger_and_a_tablet(page, browser, server):
+    browser.set_window_size(820, 1180)
+    page.open(server.url)
+    page.click(200, 150)
+    right = browser.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    assert right == 0, "nothing is wider than the screen"
+    shots = os.environ.get("SAM_JAX_SCREENSHOTS")
+    if shots:
+        browser.save_screenshot(f"{shots}/tablet.png")
+        browser.set_window_size(1280, 720)
+        page.open(server.url)
+        page.click(200, 150)
+        browser.save_screenshot(f"{shots}/desktop.png")
+    browser.set_window_size(1280, 720)
+    browser.get(f"{server.url}ledger")
+    assert "assisted" in page.shows("table")
+    if shots:
+        browser.save_screenshot(f"{shots}/ledger.png")
+    page.open(server.url)
