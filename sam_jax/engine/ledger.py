@@ -118,7 +118,8 @@ def page(store: Store) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Ledger</title>'
         '<meta name="viewport" content="width=device-width">'
-        '<link rel="icon" href="/static/icon.svg"><link rel="stylesheet" href="/static/style.css"></head>'
+        '<link rel="icon" href="/static/icon.svg">'
+        '<link rel="stylesheet" href="/static/style.css"></head>'
         f'<body class="ledger"><h1>Ledger</h1>\n{body}\n</body></html>\n'
     )
 
