@@ -165,7 +165,7 @@ def load_document(path: Path) -> dict[str, Any]:
         if not isinstance(image, dict) or not isinstance(image.get("id"), int | str):
             raise ValueError(f"path: {path}: images[{number}] has no 'id'")
         if not image.get("file_name"):  # LVIS has addresses instead
-            image["file_name"] = str(image.get("coco_url", "")).rsplit("/", 1)[-1]
+            image["file_name"] = "/".join(str(image.get("coco_url", "")).split("/")[-2:])
         if not image["file_name"]:
             raise ValueError(f"path: {path}: images[{number}] has no 'file_name'")
         image["file_name"] = str(image["file_name"]).replace("\\", "/")

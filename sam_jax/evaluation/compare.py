@@ -195,7 +195,7 @@ def write(
     names: list[str],
 ) -> None:
     """masks.csv, scores.json, table.md and differences.png."""
-    from sam_jax.evaluation.single_point import draw_differences
+    from sam_jax.evaluation.single_point import draw_differences, title
 
     rows = []
     for data, own in tables.items():
@@ -211,14 +211,12 @@ def write(
     prompts = [p for p in ("1", "5", "box") if p in clicking.names_of(next(iter(tables.values())))]
 
     def draw(figure: Any) -> None:
-        for part, prompt in zip(figure.subfigures(len(prompts), 1, squeeze=False)[:, 0], prompts):  # noqa: B905
+        parts = figure.subfigures(len(prompts), 1, squeeze=False)[:, 0]
+        for part, prompt in zip(parts, prompts, strict=True):
             gains = {
                 n: (f[prompt]["difference"], *f[prompt]["interval"]) for n, f in figures.items()
             }
-            what = (
-                "from a box" if prompt == "box" else f"after {prompt} click" + "s" * (prompt != "1")
-            )
-            draw_differences(part, gains, f"mean IoU {what}: {names[1]} minus {names[0]}")
+            draw_differences(part, gains, f"mean IoU, {title(prompt)}: {names[1]} minus {names[0]}")
 
     size = (6.4, len(prompts) * (1.2 + 0.3 * len(figures)))
     report.write_plot(out / "differences.png", draw, size)

@@ -11,6 +11,7 @@ thinned, matched one to one with each annotator's, and ODS, OIS, AP and R50 are 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,11 +68,12 @@ def run(args: argparse.Namespace) -> None:
     if args.results:
         make, made_by = _stored_maps(Path(args.results)), {"results": args.results}
     else:
-        make, made_by = _model_maps(args)
+        make, made_by = _model_maps(args, out and out / "maps")
     journal = Journal(out and out / "edges.jsonl", settings | made_by)
-    measure = _measure(make, out and out / "maps")
-    each_record(source, journal, measure, name="edges", images=args.images)
-    journal.close()
+    try:
+        each_record(source, journal, _measure(make), name="edges", images=args.images)
+    finally:
+        journal.close()
     found = list(in_order(journal, source, args.images))
     if not found:
         raise ValueError("--data: no image could be measured")
@@ -102,13 +104,24 @@ def _stored_maps(folder: Path) -> Callable[[dict], np.ndarray]:
     return make
 
 
-def _model_maps(args: argparse.Namespace) -> tuple[Callable[[dict], np.ndarray], dict[str, Any]]:
-    """Makes a record's map with a model; and what it depends on."""
+def _model_maps(
+    args: argparse.Namespace, maps: Path | None
+) -> tuple[Callable[[dict], np.ndarray], dict[str, Any]]:
+    """Makes a record's map with a model, in 8 bits as it is kept; and what it depends on."""
+    from PIL import Image
+
+    from sam_jax.inference.files import write_picture
+
     predictor, about = models.open_model(args.model)
     settings = about | {"points per side": args.points_per_side, "nms": args.nms}
 
     def make(record: dict[str, Any]) -> np.ndarray:
-        return boundary_map(predictor, record["image"], args.points_per_side, args.nms)
+        found = boundary_map(predictor, record["image"], args.points_per_side, args.nms)
+        levels = np.round(found * 255).astype(np.uint8)
+        if maps:
+            maps.mkdir(parents=True, exist_ok=True)
+            write_picture(maps / f"{record['name']}.png", Image.fromarray(levels))
+        return levels / 255
 
     return make, settings
 
@@ -130,6 +143,7 @@ def boundary_map(
     from sam_jax.inference.views import decode_views, encode_views, views_of
     from sam_jax.ops.boxes import point_grid
     from sam_jax.ops.cutouts import cut_out, measure
+    from sam_jax.ops.edges import edge_nms
     from sam_jax.ops.nms import nms
 
     model = predictor.compiled
@@ -150,8 +164,6 @@ def boundary_map(
     kept = nms(np.array(boxes), np.array(scores), nms_thresh) if low else []
     for i in kept:
         _add_edges(edges, low[i], boxes[i], views[0].axes)
-    from sam_jax.ops.edges import edge_nms
-
     return edge_nms(edges)
 
 
@@ -171,14 +183,9 @@ def _add_edges(edges: np.ndarray, logits: np.ndarray, box_xyxy, axes) -> None:
     np.maximum(edges[at], mask_edges(full), out=edges[at])
 
 
-def _measure(
-    make: Callable[[dict], np.ndarray], maps: Path | None
-) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    """From a record to its counts; the map is kept as an 8-bit picture, and so it is scored."""
-    from PIL import Image
-
+def _measure(make: Callable[[dict], np.ndarray]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """From a record to its counts, by the map that `make` gives."""
     from sam_jax.data.sources import RecordError
-    from sam_jax.inference.files import write_picture
 
     def measure(record: dict[str, Any]) -> dict[str, Any]:
         found = make(record)
@@ -188,12 +195,6 @@ def _measure(
                 f"{list(record['boundaries'][0].shape)} (height, width)",
                 "size",
             )
-        if found.dtype == np.float32:  # a model's
-            levels = np.round(found * 255).astype(np.uint8)
-            found = levels / 255
-            if maps:
-                maps.mkdir(parents=True, exist_ok=True)
-                write_picture(maps / f"{record['name']}.png", Image.fromarray(levels))
         counts = boundaries.count_image(found, record["boundaries"])
         threshold, recall, precision, f = boundaries.best_f(boundaries.THRESHOLDS, counts)
         return {
@@ -232,8 +233,6 @@ def write(
     text: str,
 ) -> None:
     """table.md, scores.json, images.csv, curve.png, and sheet.jpg where maps were made."""
-    import dataclasses
-
     report.write_text(out / "table.md", text + "\n")
     report.write_json(out / "scores.json", dataclasses.asdict(score) | {"images": len(found)})
     columns = ("image", "threshold", "recall", "precision", "f")

@@ -37,7 +37,7 @@ def images_at_once(predictor: Any) -> int:
 
 def embed_each(predictor: Any, images: list[Any]) -> list[Any]:
     """The embedding of each of some photos uint8 [H, W, 3], encoded together."""
-    if len(images) == 1:
-        return [predictor.embed(images[0])]
+    if len(images) < 2:
+        return [predictor.embed(image) for image in images]
     batch = predictor.embed(images)
     return [batch[i] for i in range(len(images))]

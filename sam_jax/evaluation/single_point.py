@@ -137,13 +137,15 @@ def measure(
       images: only the first so many records; 0: all.
       name: shown beside the progress bar.
     """
+    from sam_jax.ops.rle import area
 
     def of(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        embeddings = models.embed_each(predictor, [record["image"] for record in records])
-        return [
-            clicking.measure_record(predictor, embedding, record, protocol)
-            for embedding, record in zip(embeddings, records, strict=True)
-        ]
+        rows: list[list[dict[str, Any]]] = [[] for _ in records]
+        wanted = [i for i, record in enumerate(records) if any(map(area, record["rles"]))]
+        images = [records[i]["image"] for i in wanted]
+        for i, embedding in zip(wanted, models.embed_each(predictor, images), strict=True):
+            rows[i] = clicking.measure_record(predictor, embedding, records[i], protocol)
+        return rows
 
     at_once = models.images_at_once(predictor)
     each_batch(source, journal, of, at_once, name=name, images=images)
@@ -237,15 +239,18 @@ def write(
     report.write_csv(out / "masks.csv", rows)
     figures = summarise(tables)
     report.write_json(out / "scores.json", figures)
-    prompts = clicking.names_of(rows and next(iter(tables.values())))
+    prompts = clicking.names_of(next(iter(tables.values())))
     text = report.markdown(["data", "masks", *map(title, prompts)], table_rows(tables))
     report.write_text(out / "table.md", text + "\n")
     report.write_plot(out / "clicks.png", lambda figure: _draw_clicks(figure, figures))
     baseline = "GrabCut" if "GrabCut" in prompts else "filled box"
     gains = {name: _gain(rows, "box", baseline) for name, rows in tables.items()}
     label = f"mean IoU from a box: model minus {baseline}"
-    draw = lambda figure: draw_differences(figure, gains, label)  # noqa: E731
-    report.write_plot(out / "differences.png", draw, (6.4, 1.5 + 0.3 * len(gains)))
+    report.write_plot(
+        out / "differences.png",
+        lambda figure: draw_differences(figure, gains, label),
+        (6.4, 1.5 + 0.3 * len(gains)),
+    )
     for name, rows in tables.items():
         sheet = contact_sheet(predictor, sources[name], rows, SHOWN)
         report.write_sheet(out / f"{name}.jpg", sheet)

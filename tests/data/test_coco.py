@@ -1,6 +1,7 @@
 """COCO files: polygons and RLEs, crowds, what is broken."""
 
 import json
+import shutil
 import pickle
 
 import numpy as np
@@ -129,7 +130,19 @@ def test_where_the_pictures_are(tmp_path):
     assert CocoJson(path)[0]["name"] == "C:/somewhere/1.png"
     lvis = {"id": 1, "coco_url": "http://images/train/1.png", "height": 20, "width": 30}
     path.write_text(json.dumps({"images": [lvis], "annotations": masks}))
-    assert CocoJson(path)[0]["name"] == "1.png"
+    assert CocoJson(path)[0]["name"] == "train/1.png"
+    # LVIS's val set has pictures in two of COCO's folders.
+    two = [
+        {**lvis, "id": k, "coco_url": f"http://images/{s}2017/1.png"} for k, s in enumerate("ab")
+    ]
+    both = [annotation(k, k, [square(1, 1, 5, 5)]) for k in (0, 1)]
+    path = write(
+        tmp_path / "lvis" / "annotations", [image(1)], both, pictures=tmp_path / "lvis" / "a2017"
+    )
+    (tmp_path / "lvis" / "b2017").mkdir()
+    shutil.copy(tmp_path / "lvis" / "a2017" / "1.png", tmp_path / "lvis" / "b2017" / "1.png")
+    path.write_text(json.dumps({"images": two, "annotations": both}))
+    assert [CocoJson(path)[i]["name"] for i in (0, 1)] == ["a2017/1.png", "b2017/1.png"]
     path = write(tmp_path / "d", [image(1)], masks, pictures=tmp_path / "far")
     with pytest.raises(ValueError, match="images: expected the folder .*instances_train.json:FOLD"):
         CocoJson(path)
