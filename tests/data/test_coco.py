@@ -1,8 +1,8 @@
 """COCO files: polygons and RLEs, crowds, what is broken."""
 
 import json
-import shutil
 import pickle
+import shutil
 
 import numpy as np
 import pytest
