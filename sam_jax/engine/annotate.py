@@ -6,8 +6,9 @@
     sam-jax annotate FOLDER --export coco --out DIR  what is there, in another form
 
 Masks are kept in FOLDER/sam_jax_store (--store) as events that are only ever appended. Training
-takes that folder as data: python -m train --config configs/finetune.py --data FOLDER/sam_jax_store.
-The page then reads the new weights where --model points to their file (its button "reload").
+takes that folder as data: `python -m train --config configs/finetune.py --data-root FOLDER
+--photos sam_jax_store 1.0`. The page then reads the new weights where --model points to their file
+(its button "Reload model").
 
 The page is served to this computer only. Another address (--host) needs a token, which is in the
 link that is printed; one of the tool's own making, or --token.
