@@ -17,7 +17,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--needs",
         action="store_true",
-        help="run only the tests that need more than the project: PyTorch, shared data, --slow",
+        help="run only the tests that need more than the project: PyTorch, shared data, a browser, --slow",
     )
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
 
@@ -31,7 +31,10 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
     slow = pytest.mark.skip(reason="takes minutes: run with --slow")
+    browser = pytest.mark.skip(reason="drives a Chromium: run with --needs")
     for item in items:
+        if item.get_closest_marker("browser") and not config.getoption("--needs"):
+            item.add_marker(browser)
         if item.get_closest_marker("slow") and not config.getoption("--slow"):
             item.add_marker(slow)
     if config.getoption("--needs"):
