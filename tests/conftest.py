@@ -17,7 +17,7 @@ def pytest_addoption(parser):
     parser.addoption(
         "--needs",
         action="store_true",
-        help="run only the tests that need more than the project: PyTorch, shared data, a browser, --slow",
+        help="run only the tests that need PyTorch, shared data, a browser or --slow",
     )
     parser.addoption("--no-skips", action="store_true", help="a skipped test is a failure")
 

@@ -20,9 +20,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from sam_jax.data.store import MODEL, Mask, Store, photo_path
-from sam_jax.engine import export, ledger, requests
+from sam_jax.engine import checks, export, ledger
 from sam_jax.engine.assistant import Assistant
-from sam_jax.engine.requests import BadRequest
+from sam_jax.engine.checks import BadRequest
 from sam_jax.ops import rle
 
 HINT_SECONDS = 30
@@ -136,11 +136,11 @@ class Annotation:
     def predict(self, body: dict[str, Any], who: str) -> dict[str, Any]:
         """POST /api/predict."""
         start = time.perf_counter()
-        name = requests.text(body, "photo")
+        name = checks.text(body, "photo")
         _, hw = self.photo(name)
-        places, labels = requests.points(body, hw)
-        box, mask = requests.box(body, hw), requests.mask(body, hw)
-        previous = requests.text(body, "previous", 64) if body.get("previous") else None
+        places, labels = checks.points(body, hw)
+        box, mask = checks.box(body, hw), checks.mask(body, hw)
+        previous = checks.text(body, "previous", 64) if body.get("previous") else None
         if not places and box is None:
             raise BadRequest("points: expected a point or a box")
         drawn = None if mask is None or previous else rle.decode(mask)
@@ -152,35 +152,35 @@ class Annotation:
 
     def save(self, body: dict[str, Any], who: str) -> Response:
         """POST /api/masks."""
-        name = requests.text(body, "photo")
+        name = checks.text(body, "photo")
         _, hw = self.photo(name)
-        mask = requests.mask(body, hw)
+        mask = checks.mask(body, hw)
         if mask is None:
             raise BadRequest("mask: expected a COCO RLE")
         prompts = body.get("prompts") or {}
         if not isinstance(prompts, dict):
             raise BadRequest("prompts: expected points, labels, box and strokes")
-        places, labels = requests.points(prompts, hw)
-        kept = {"points": places, "labels": labels, "box": requests.box(prompts, hw)}
+        places, labels = checks.points(prompts, hw)
+        kept = {"points": places, "labels": labels, "box": checks.box(prompts, hw)}
         fields = {
             "stage": self.stage,
-            "seconds": requests.number(body, "seconds", 0, requests.MOST_SECONDS),
+            "seconds": checks.number(body, "seconds", 0, checks.MOST_SECONDS),
             "model": self.assistant.hash,
-            "prompts": kept | {"strokes": requests.strokes(prompts)},
-            "label": requests.text(body, "label", requests.MOST_LABEL, ""),
-            "predicted_iou": requests.number(body, "score", -10, 10),
+            "prompts": kept | {"strokes": checks.strokes(prompts)},
+            "label": checks.text(body, "label", checks.MOST_LABEL, ""),
+            "predicted_iou": checks.number(body, "score", -10, 10),
         }
         with self._writing:  # nobody else corrects the same mask in between
             replaces = body.get("replaces")
             if replaces is not None:
-                self._alive(name, requests.text(body, "replaces", 64))
+                self._alive(name, checks.text(body, "replaces", 64))
                 fields["replaces"] = replaces
             made = self.store.add("mask", name, who, **mask, **fields)
         return JSONResponse({"id": made["id"]}, 201)
 
     def remove(self, body: dict[str, Any], who: str) -> dict[str, Any]:
         """POST /api/masks/remove."""
-        name, key = requests.text(body, "photo"), requests.text(body, "id", 64)
+        name, key = checks.text(body, "photo"), checks.text(body, "id", 64)
         with self._writing:
             self._alive(name, key)
             self.store.add("remove", name, who, mask=key)
@@ -188,7 +188,7 @@ class Annotation:
 
     def restore(self, body: dict[str, Any], who: str) -> dict[str, Any]:
         """POST /api/masks/restore."""
-        name, key = requests.text(body, "photo"), requests.text(body, "id", 64)
+        name, key = checks.text(body, "photo"), checks.text(body, "id", 64)
         with self._writing:
             mask = self.store.masks(name).get(key)
             if mask is None:
@@ -199,8 +199,8 @@ class Annotation:
 
     def label(self, body: dict[str, Any], who: str) -> dict[str, Any]:
         """POST /api/masks/label."""
-        name, key = requests.text(body, "photo"), requests.text(body, "id", 64)
-        label = requests.text(body, "label", requests.MOST_LABEL, "")
+        name, key = checks.text(body, "photo"), checks.text(body, "id", 64)
+        label = checks.text(body, "label", checks.MOST_LABEL, "")
         with self._writing:
             self._alive(name, key)
             self.store.add("label", name, who, mask=key, label=label)
@@ -208,11 +208,11 @@ class Annotation:
 
     def done(self, body: dict[str, Any], who: str) -> dict[str, Any]:
         """POST /api/done."""
-        name = requests.text(body, "photo")
+        name = checks.text(body, "photo")
         self.photo(name)
         if not isinstance(body.get("done"), bool):
             raise BadRequest("done: expected true or false")
-        seconds = requests.number(body, "seconds", 0, requests.MOST_SECONDS)
+        seconds = checks.number(body, "seconds", 0, checks.MOST_SECONDS)
         self.store.add("photo", name, who, done=body["done"], seconds=seconds, stage=self.stage)
         return {"ok": True}
 

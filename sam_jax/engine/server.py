@@ -23,7 +23,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sam_jax.data.store import StoreError
-from sam_jax.engine import requests
+from sam_jax.engine import checks
 from sam_jax.engine.annotation import Annotation
 from sam_jax.engine.assistant import NotReady
 
@@ -121,7 +121,7 @@ class _Guard:
     async def _answer(self, request: Request, function: Callable[[str], Any]) -> Response:
         self._check(request)
         try:
-            who = requests.annotator(request.headers.get("x-annotator"))
+            who = checks.annotator(request.headers.get("x-annotator"))
             self._limit(f"{request.client.host if request.client else ''} {who}")
             result = await run_in_threadpool(function, who)
         except NotReady as error:
