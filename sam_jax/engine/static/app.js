@@ -1,7 +1,9 @@
 // The annotation page: what the keys, the pointer and the buttons do.
 
 import { Editor } from "./editor.js";
+import { connectKeys } from "./keys.js";
 import { encode, decode, picture } from "./masks.js";
+import { Model } from "./model.js";
 import { drawCandidates, drawKeys, drawMasks } from "./panels.js";
 import { get, of, post, setWho, who } from "./server.js";
 import { colour, View } from "./view.js";
@@ -13,7 +15,7 @@ const editor = new Editor(changed);
 const page = {
   photo: null, photos: [], saved: [], ready: false, chosen: null, removed: [], drafts: new Map(),
   tool: "click", radius: 12, background: false, hovering: true, hover: null, cursor: null,
-  box: null, lasso: null, cross: null, hint: 30, openedAt: 0, model: {}, busy: false,
+  box: null, lasso: null, cross: null, hint: 30, openedAt: 0, model: {},
 };
 let shown = { version: -1, current: null };
 let failed = null;
@@ -72,89 +74,12 @@ function calm() {
   failed = null;
 }
 
-// The model
+const model = new Model({ editor, page, view, say, complain, changed, ready: modelIsReady });
+const predict = () => model.predict();
+const hover = (point) => model.hover(point);
 
-async function waitForModel(photo) {
-  while (page.photo === photo && !page.ready) {
-    let answer;
-    try {
-      answer = await get(`${of("/api/ready", photo)}&wait=1`);
-    } catch (error) {
-      say(error.message);
-      await new Promise((done) => setTimeout(done, 1500));
-      continue;
-    }
-    if (page.photo !== photo) return;
-    page.ready = answer.ready && answer.filled !== false;
-    const words = answer.ready && !page.ready ? "looking for what is certain" : answer.status;
-    say(page.ready ? ready() : `${words}; brush and lasso work meanwhile`);
-    if (!page.ready) await new Promise((done) => setTimeout(done, 300));
-  }
+async function modelIsReady(photo) {
   await loadMasks(photo).catch(complain);
-  if (editor.pending) predict();
-}
-
-const ready = () => `${page.model.name || "model"} is ready`;
-
-async function predict() {
-  if (!page.ready) {
-    view.draw();
-    return;
-  }
-  if (page.busy) return; // asked again when the answer is there
-  const question = editor.question(encode);
-  if (!question) return;
-  const [photo, version] = [page.photo, editor.version];
-  page.busy = true;
-  try {
-    const answer = await post("/api/predict", { photo, ...question });
-    page.busy = false;
-    if (photo !== page.photo) return;
-    if (version !== editor.version) {
-      if (editor.pending) predict();
-      return;
-    }
-    editor.answer(answer.candidates);
-    say(`${Math.round(answer.ms)} ms`);
-  } catch (error) {
-    page.busy = false;
-    if (photo !== page.photo) return;
-    if (error.status === 409) {
-      page.ready = false;
-      waitForModel(photo);
-    } else {
-      editor.pending = false;
-      complain(error);
-      changed();
-    }
-  }
-}
-
-let hoverAt = null;
-let hoverBusy = false;
-
-async function hover(point) {
-  hoverAt = point;
-  if (hoverBusy || !page.ready || !page.hovering) return;
-  if (!point || !editor.empty || page.tool !== "click" || page.box) {
-    page.hover = null;
-    view.draw();
-    return;
-  }
-  hoverBusy = true;
-  const photo = page.photo;
-  try {
-    const body = { photo, points: [point], labels: [1], box: null, mask: null, previous: null };
-    const [best] = (await post("/api/predict", body)).candidates;
-    if (photo === page.photo && editor.empty && hoverAt) {
-      page.hover = picture(decode(best), editor.height, editor.width, colour(-1), 90);
-    }
-  } catch {
-    page.hover = null; // a preview that fails is no error
-  }
-  hoverBusy = false;
-  view.draw();
-  if (hoverAt && hoverAt !== point) setTimeout(() => hoverAt && hover(hoverAt), 40);
 }
 
 // Photos
@@ -216,7 +141,7 @@ async function open(photo) {
     await loadPhotos();
     await loadMasks(photo);
     changed();
-    waitForModel(photo);
+    model.wait(photo);
   } catch (error) {
     complain(error);
     await loadPhotos().catch(() => {});
@@ -298,10 +223,6 @@ async function undo() {
   }
 }
 
-function redo() {
-  editor.redo();
-}
-
 function correct(id) {
   const mask = page.saved.find((one) => one.id === id);
   if (!mask) return;
@@ -331,7 +252,7 @@ async function reload() {
   } catch (error) {
     complain(error);
   }
-  waitForModel(page.photo);
+  model.wait(page.photo);
 }
 
 function drawList() {
@@ -402,53 +323,33 @@ function clickCross(label) {
   predict();
 }
 
-const KEYS = {
-  c: () => setTool("click"), b: () => setTool("brush"), e: () => setTool("eraser"),
-  l: () => setTool("lasso"), x: () => toggle("background", "background"),
-  v: () => toggle("hover", "hovering"), "[": () => setRadius(Math.floor(page.radius / 1.25)),
-  "]": () => setRadius(Math.ceil(page.radius * 1.25)), 0: () => view.fit(),
-  1: () => choose(0), 2: () => choose(1), 3: () => choose(2), n: () => step(1),
-  p: () => step(-1), arrowright: () => step(1), arrowleft: () => step(-1), d: markDone,
-  h: () => $("keys").showModal(), enter: save, escape: drop,
-  delete: () => page.chosen && remove(page.chosen),
-  backspace: () => page.chosen && remove(page.chosen),
-  r: () => page.chosen && correct(page.chosen),
-};
-
-const CROSS = {
-  arrowleft: () => moveCross(-1, 0), arrowright: () => moveCross(1, 0),
-  arrowup: () => moveCross(0, -1), arrowdown: () => moveCross(0, 1),
-  enter: () => clickCross(1), backspace: () => clickCross(0),
-};
-
-document.addEventListener("keydown", (event) => {
-  const key = event.key.toLowerCase();
-  const typing = event.target.matches("input:not([type=range]), select, textarea");
-  if ($("keys").open) return;
-  if (event.ctrlKey || event.metaKey) {
-    if (key === "z" && !typing) {
-      event.preventDefault();
-      (event.shiftKey ? redo : undo)();
-    }
-    return;
-  }
-  if (typing) {
-    if (key === "enter" && event.target.id === "label") save();
-    if (key === "enter" || key === "escape") event.target.blur();
-    return;
-  }
-  if (key === "tab" && editor.state.candidates.length > 1 && event.target.id === "view") {
-    event.preventDefault();
+connectKeys({
+  plain: {
+    c: () => setTool("click"), b: () => setTool("brush"), e: () => setTool("eraser"),
+    l: () => setTool("lasso"), x: () => toggle("background", "background"),
+    v: () => toggle("hover", "hovering"), "[": () => setRadius(Math.floor(page.radius / 1.25)),
+    "]": () => setRadius(Math.ceil(page.radius * 1.25)), 0: () => view.fit(),
+    1: () => choose(0), 2: () => choose(1), 3: () => choose(2), n: () => step(1),
+    p: () => step(-1), arrowright: () => step(1), arrowleft: () => step(-1), d: markDone,
+    h: () => $("keys").showModal(), enter: save, escape: drop,
+    delete: () => page.chosen && remove(page.chosen),
+    backspace: () => page.chosen && remove(page.chosen),
+    r: () => page.chosen && correct(page.chosen),
+  },
+  cross: {
+    arrowleft: () => moveCross(-1, 0), arrowright: () => moveCross(1, 0),
+    arrowup: () => moveCross(0, -1), arrowdown: () => moveCross(0, 1),
+    enter: () => clickCross(1), backspace: () => clickCross(0),
+  },
+  control: { undo, redo: () => editor.redo() },
+  next(by) {
     const count = editor.state.candidates.length;
-    choose((editor.state.chosen + (event.shiftKey ? count - 1 : 1)) % count);
-    return;
-  }
-  const pressed = event.target.matches("button, a") && (key === "enter" || key === " ");
-  const action = (event.altKey ? CROSS : KEYS)[key];
-  if (action && !pressed) {
-    event.preventDefault();
-    action();
-  }
+    if (count < 2) return false;
+    editor.choose((editor.state.chosen + by + count) % count);
+    return true;
+  },
+  save,
+  closed: () => $("keys").open,
 });
 
 // Buttons
@@ -457,7 +358,7 @@ for (const button of document.querySelectorAll("[data-tool]")) {
   button.addEventListener("click", () => setTool(button.dataset.tool));
 }
 const CLICKS = {
-  previous: () => step(-1), next: () => step(1), done: markDone, save, drop, undo, redo, reload,
+  previous: () => step(-1), next: () => step(1), done: markDone, save, drop, undo, redo: () => editor.redo(), reload,
   help: () => $("keys").showModal(), close: () => $("keys").close(), fit: () => view.fit(),
   background: () => toggle("background", "background"), hover: () => toggle("hover", "hovering"),
   retry: () => failed && failed(),
@@ -489,7 +390,7 @@ window.samAnnotate = {
   get candidates() { return editor.state.candidates.length; },
   get chosen() { return editor.state.chosen; },
   get area() { return editor.area; },
-  get pending() { return editor.pending || page.busy; },
+  get pending() { return editor.pending || model.busy; },
   get saved() { return page.saved.length; },
   get strokes() { return editor.state.strokes.length; },
   get zoom() { return view.scale; },
