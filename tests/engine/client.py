@@ -62,7 +62,10 @@ class Annotator:
         self.saved: list[str] = []
 
     def call(self, path: str, body: dict[str, Any] | None = None, **query: str) -> dict[str, Any]:
-        """The answer of a route; an answer that is no success is raised with its sentence."""
+        """The answer of a route; an answer that is no success is raised with its sentence.
+
+        Nobody clicks so fast that the server's limit counts, but who is simulated does, and waits.
+        """
         address = f"{self.url}{path}" + (f"?{urllib.parse.urlencode(query)}" if query else "")
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": "application/json", "X-Annotator": self.name}
@@ -71,6 +74,9 @@ class Annotator:
             with urllib.request.urlopen(request, timeout=120) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
+            if error.code == 429:
+                time.sleep(0.1)
+                return self.call(path, body, **query)
             raise RuntimeError(f"{path}: {error.code} {error.read().decode()}") from None
 
     def open(self, photo: str) -> dict[str, Any]:
