@@ -225,3 +225,23 @@ def test_the_bundled_model_on_held_out_photographs(shared, name):
     assert mean["1 oracle"] >= mean["1"]
     large = [row for row in rows if row["area"] >= 1000 or name == "dsb2018_bbbc038"]
     assert np.mean([r["box"] for r in large]) > np.mean([r["filled box"] for r in large])
+
+
+def test_images_that_are_encoded_together_give_the_same_rows(tmp_path, monkeypatch):
+    from sam_jax.evaluation import models
+    from sam_jax.inference.predictor import Predictor
+    from tests.small import small_sam
+
+    source = open_source(write_sa1b(tmp_path / "d", tuple("abcde"), broken=("bad",)))
+    predictor, calls = Predictor(small_sam()), []
+    expected = measure(predictor, source, Protocol(2))
+    embed = predictor.embed
+
+    def watched(images):
+        calls.append(len(images) if isinstance(images, list) else 1)
+        return embed(images)
+
+    predictor.embed = watched
+    monkeypatch.setattr(models, "images_at_once", lambda _: 3)
+    assert measure(predictor, source, Protocol(2)) == expected
+    assert calls == [3, 2]
