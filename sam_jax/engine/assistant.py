@@ -259,6 +259,7 @@ class Assistant:
             self._wanted.extendleft(reversed(self._embeddings))
             self._embeddings.clear()
             self._logits.clear()
+            self._broken.clear()  # perhaps they can be read by now
         self._say("ready")
 
     def _say(self, status: str) -> None:
