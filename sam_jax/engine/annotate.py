@@ -81,12 +81,18 @@ def run(args: argparse.Namespace) -> None:
         count = to_folder(store, args.export, Path(args.out))
         print(f"wrote {count} files to {args.out}")
     elif args.stage == "automatic":
-        fill_all(store, args.model, args.preset)
+        fill_all(store, args.model, args.preset, _thresholds(args))
     else:
         serve(store, args)
 
 
-def fill_all(store: Any, model: str, preset: str) -> None:
+def _thresholds(args: argparse.Namespace) -> dict[str, float]:
+    """The generator's thresholds that were given."""
+    names = ("pred_iou_thresh", "stability_score_thresh")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def fill_all(store: Any, model: str, preset: str, changes: dict[str, float]) -> None:
     """The automatic stage on every photo that has not had it; stopped, it goes on there."""
     from tqdm import tqdm
 
@@ -99,7 +105,7 @@ def fill_all(store: Any, model: str, preset: str) -> None:
         print("the automatic stage has been run on all photos")
         return
     sam = load(model)
-    generator = open_generator(sam, "automatic", preset)
+    generator = open_generator(sam, "automatic", preset, **changes)
     weights, added, skipped = fingerprint(sam.params), 0, []
     for photo in tqdm(left, unit="photo", disable=None):
         try:
@@ -117,12 +123,13 @@ class Filler:
     Args:
       store: that gets the masks.
       assistant: whose model makes them.
+      changes: thresholds of the generator.
     """
 
-    def __init__(self, store: Any, assistant: Any) -> None:
+    def __init__(self, store: Any, assistant: Any, changes: dict[str, float]) -> None:
         from sam_jax.engine.filling import unfilled
 
-        self._store, self._assistant = store, assistant
+        self._store, self._assistant, self._changes = store, assistant, changes
         self._left = dict.fromkeys(unfilled(store, "semi-automatic"))
         self._wanted: list[str] = []
         self._stopped = threading.Event()
@@ -154,10 +161,8 @@ class Filler:
                 time.sleep(0.05)
                 continue
             if of != assistant.hash or generator is None:
-                generator, of = (
-                    open_generator(assistant.predictor, "semi-automatic"),
-                    assistant.hash,
-                )
+                of = assistant.hash
+                generator = open_generator(assistant.predictor, "semi-automatic", **self._changes)
             photo = next(iter(self._left))
             while self._wanted:
                 wanted = self._wanted.pop()
@@ -194,7 +199,7 @@ def serve(store: Any, args: argparse.Namespace) -> None:
 
         token = secrets.token_urlsafe(16)
     assistant = Assistant(_opener(load, args.model), store.photos, store.path / "embeddings")
-    filler = Filler(store, assistant) if args.stage == "semi-automatic" else None
+    filler = Filler(store, assistant, _thresholds(args)) if args.stage == "semi-automatic" else None
     filled = filler.filled if filler else lambda photo: True
     annotation = Annotation(store, assistant, Path(args.model).name, args.stage, filled)
     hosts = {name.strip("[]") for name in LOOPBACK} if local else None

@@ -26,19 +26,20 @@ OVERLAP = 0.5
 """IoU from which on a mask counts as there already."""
 
 
-def open_generator(model: Any, stage: str, preset: str = "sa1b") -> Any:
+def open_generator(model: Any, stage: str, preset: str = "sa1b", **changes: Any) -> Any:
     """The generator of a stage.
 
     Args:
       model: what `sam_jax.load` gives, or a Predictor.
       stage: "semi-automatic" or "automatic".
       preset: of the automatic stage.
+      **changes: arguments of `MaskGenerator` that replace the stage's.
     """
     from sam_jax.inference.generator import MaskGenerator
 
     if stage == "automatic":
-        return MaskGenerator.preset(model, preset, output_mode="coco_rle")
-    return MaskGenerator(model, **SETTINGS[stage], output_mode="coco_rle")
+        return MaskGenerator.preset(model, preset, output_mode="coco_rle", **changes)
+    return MaskGenerator(model, **{**SETTINGS[stage], **changes}, output_mode="coco_rle")
 
 
 def unfilled(store: Store, stage: str) -> list[str]:

@@ -34,6 +34,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--masks", type=int, default=25, help="of a photo that are annotated")
     parser.add_argument("--steps", type=int, default=200, help="of each retraining")
+    parser.add_argument("--enough", type=float, default=0.8, help="IoU that a mask must have")
+    parser.add_argument(
+        "--sure", type=float, default=0.75, help="predicted IoU of masks by no person"
+    )
+    parser.add_argument("--stable", type=float, default=0.85, help="and their stability")
     parser.add_argument("--val-images", type=int, default=20)
     args = parser.parse_args()
     source, photos = Sa1bFolder(args.folder), args.work / "photos"
@@ -49,10 +54,12 @@ def main() -> None:
         trues[name] = [decode(mask) for mask in largest]
     names = sorted(trues)
     third = len(names) // 3
-    work(photos, args.start, "assisted", names[:third], trues)
+    sure = ["--pred-iou-thresh", str(args.sure), "--stability-score-thresh", str(args.stable)]
+    work(photos, [args.start, "--stage", "assisted"], names[:third], trues, args.enough)
     first = retrain(args, store, args.start, "first")
-    work(photos, first, "semi-automatic", names[third : 2 * third], trues)
-    automatic = ["--stage", "automatic", "--preset", "default", "--model", first]
+    semi = [first, "--stage", "semi-automatic", *sure]
+    work(photos, semi, names[third : 2 * third], trues, args.enough)
+    automatic = ["--stage", "automatic", "--preset", "default", "--model", first, *sure]
     command("sam_jax", "annotate", str(photos), *automatic)
     second = retrain(args, store, args.start, "second")
     numbers = figures(Store(store))
@@ -66,10 +73,11 @@ def main() -> None:
                 "--clicks", "5", "--images", str(args.val_images))  # fmt: skip
 
 
-def work(photos: Path, model: str, stage: str, names: list[str], trues: dict) -> None:
+def work(photos: Path, model: list[str], names: list[str], trues: dict, enough: float) -> None:
     """The annotator looks after some photos."""
-    with Server(photos, "--model", model, "--stage", stage) as server:
-        person = Annotator(server.url, "simulated")
+    stage = model[2]
+    with Server(photos, "--model", *model) as server:
+        person = Annotator(server.url, "simulated", enough)
         total: dict[str, int] = {}
         for name in names:
             for key, count in person.work_on(name, trues[name]).items():
