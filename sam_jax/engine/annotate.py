@@ -41,6 +41,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--preset", default="sa1b", metavar="NAME", help="of the automatic stage (default sa1b)")
     add(
+        "--pred-iou-thresh",
+        type=float,
+        metavar="X",
+        help="masks that no person draws must have a predicted IoU above this (default 0.92, "
+        "automatic: the preset's); lower it for a model that is not sure of itself yet",
+    )
+    add(
+        "--stability-score-thresh",
+        type=float,
+        metavar="X",
+        help="and at least this stability (default 0.96, automatic: the preset's)",
+    )
+    add(
         "--host", default="127.0.0.1", metavar="ADDRESS", help="to serve to (default this computer)"
     )
     add("--port", type=int, default=8321, metavar="N", help="0: any that is free (default 8321)")
