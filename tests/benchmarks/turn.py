@@ -36,9 +36,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of each retraining")
     parser.add_argument("--enough", type=float, default=0.8, help="IoU that a mask must have")
     parser.add_argument(
-        "--sure", type=float, default=0.75, help="predicted IoU of masks by no person"
+        "--sure", type=float, default=0.55, help="predicted IoU of masks by no person"
     )
-    parser.add_argument("--stable", type=float, default=0.85, help="and their stability")
+    parser.add_argument("--stable", type=float, default=0.65, help="and their stability")
     parser.add_argument("--val-images", type=int, default=20)
     args = parser.parse_args()
     source, photos = Sa1bFolder(args.folder), args.work / "photos"
@@ -87,11 +87,12 @@ def work(photos: Path, model: list[str], names: list[str], trues: dict, enough: 
 
 
 def retrain(args: argparse.Namespace, store: Path, start: str, name: str) -> str:
-    """Fine-tunes a model on everything in the store."""
+    """Fine-tunes all of a model on everything in the store."""
     runs = args.work / "runs"
     command("train", "--config", "configs/finetune.py", "--name", name, "--init-from", start,
             "--data-root", str(store.parent.resolve()), "--photos", store.name, "1.0",
-            "--workdir", str(runs), "--stages.0.steps", str(args.steps))  # fmt: skip
+            "--workdir", str(runs), "--stages.0.steps", str(args.steps),
+            "--lora.rank", "0", "--optim.frozen", "--optim.lr", "3e-4")  # fmt: skip
     return str(runs / name / "model.safetensors")
 
 
