@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import collections
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from sam_jax.ahead import read_ahead
 from sam_jax.data.sources import RecordError
 
 
@@ -152,7 +151,7 @@ def each_batch(
         desc=name, total=count, initial=count - len(left), unit="image", leave=False, disable=None
     )
     with bar:
-        for index, record in _read_ahead(source, left, 2 * at_once):
+        for index, record in read_ahead(_readable(source), left, 2 * at_once):
             if isinstance(record, RecordError):
                 skipped[f"record {index}"] = str(record)
             else:
@@ -171,8 +170,8 @@ def each_batch(
     return skipped
 
 
-def _read_ahead(source: Any, numbers: Sequence[int], ahead: int) -> Iterator[tuple[int, Any]]:
-    """Records, or the RecordErrors in their place, with their indices."""
+def _readable(source: Any) -> Callable[[int], Any]:
+    """Reads a record, or gives the RecordError in its place."""
 
     def read(index: int) -> Any:
         try:
@@ -180,20 +179,7 @@ def _read_ahead(source: Any, numbers: Sequence[int], ahead: int) -> Iterator[tup
         except RecordError as error:
             return error
 
-    with ThreadPoolExecutor(min(ahead, 4)) as pool:
-        waiting: collections.deque[tuple[int, Future]] = collections.deque()
-        try:
-            for index in numbers:
-                waiting.append((index, pool.submit(read, index)))
-                if len(waiting) > ahead:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    return read
 
 
 def indices(source: Any, images: int = 0) -> range:

@@ -9,15 +9,15 @@ and listed in DIR/skipped.txt. Written: SA-1B's files (NAME.jpg and NAME.json fo
 from __future__ import annotations
 
 import argparse
-import collections
 import dataclasses
 import hashlib
 import inspect
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
+
+from sam_jax.ahead import read_ahead
 
 THRESHOLDS = (
     ("points_per_side", int, "points on each side of the grid"),
@@ -170,20 +170,7 @@ def _read(jobs: list, ahead: int) -> Iterator[tuple[Any, Any]]:
         except (ValueError, OSError) as error:
             return error
 
-    with ThreadPoolExecutor(min(ahead, 4)) as pool:
-        waiting: collections.deque[tuple[Any, Future]] = collections.deque()
-        try:
-            for job in jobs:
-                waiting.append((job, pool.submit(read, job)))
-                if len(waiting) > ahead:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        finally:
-            for _, future in waiting:
-                future.cancel()
+    yield from read_ahead(read, jobs, ahead)
 
 
 class Watch:
