@@ -44,6 +44,19 @@ def write_sa1b(folder: Path, names=("a", "b"), masks=TRUE, broken=()) -> Path:
     return folder
 
 
+def small_models(monkeypatch):
+    """`--model NAME[@bfloat16]` opens a small model with random weights."""
+    from sam_jax.evaluation import models
+    from sam_jax.inference.predictor import Predictor
+    from tests.small import CONFIG, small_sam
+
+    def open_model(name):
+        dtype = "bfloat16" if name.endswith("@bfloat16") else "float32"
+        return Predictor(small_sam(CONFIG.replace(dtype=dtype))), {"model": name}
+
+    monkeypatch.setattr(models, "open_model", open_model)
+
+
 class Knows:
     """Answers with the true mask that a click or a box is about, moved to the right.
 

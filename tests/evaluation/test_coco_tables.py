@@ -16,7 +16,7 @@ from sam_jax.cli import main
 from sam_jax.evaluation import instances, proposals, text
 from sam_jax.evaluation.coco_scores import Truth, average_precision, recall_counts
 from sam_jax.ops.rle import encode
-from tests.evaluation.fakes import HW, Knows, rectangle, write_sa1b
+from tests.evaluation.fakes import HW, Knows, rectangle, small_models, write_sa1b
 
 FREQUENCY = {1: "f", 2: "c", 3: "r"}
 
@@ -201,9 +201,8 @@ def test_refinement_feeds_the_best_mask_back():
 
 
 @pytest.mark.parametrize("table", ["proposals", "instances"])
-def test_the_command_with_the_bundled_model_goes_on_and_names_what_is_broken(
-    tmp_path, capsys, table
-):
+def test_the_command_goes_on_and_names_what_is_broken(tmp_path, capsys, table, monkeypatch):
+    small_models(monkeypatch)
     data = write_coco(tmp_path / "d", lvis=True)
     (tmp_path / "d" / "b.png").write_bytes(b"no picture")
     out = tmp_path / "out"

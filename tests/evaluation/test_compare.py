@@ -13,7 +13,7 @@ from sam_jax.data.open_source import open_source
 from sam_jax.evaluation import compare
 from sam_jax.evaluation.clicks import Protocol
 from sam_jax.evaluation.journal import Journal
-from tests.evaluation.fakes import Cut, Knows, write_sa1b
+from tests.evaluation.fakes import Cut, Knows, small_models, write_sa1b
 
 
 def measure(predictors, source, protocol=None, **more):
@@ -65,7 +65,8 @@ def test_b_is_clicked_where_a_errs_or_each_where_it_does(tmp_path):
     assert (a.clicked[:, 1:] != b.clicked[:, 1:]).any()
 
 
-def test_the_command_and_a_second_run(tmp_path, capsys):
+def test_the_command_and_a_second_run(tmp_path, capsys, monkeypatch):
+    small_models(monkeypatch)
     write_sa1b(tmp_path / "d", broken=("bad",))
     out = tmp_path / "out"
     arguments = ["evaluate", "compare", "tiny", "tiny@bfloat16", "--data", str(tmp_path / "d")]
