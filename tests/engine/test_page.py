@@ -309,6 +309,21 @@ def test_save_next_reload_kill_restart_export(page, server, folder):
     assert 0 < event["seconds"] < 30 and event["prompts"]["points"]
 
 
+def test_after_half_a_minute_on_a_mask_it_suggests_to_move_on(page):
+    hint = page.browser.find_element("id", "hint")
+    later = "const now = performance.now.bind(performance); performance.now = () => now() + 31000;"
+    page.browser.execute_script(later)  # half a minute before anything is clicked
+    page.click(200, 150)
+    time.sleep(0.7)
+    assert not hint.is_displayed()
+    page.browser.execute_script(later)
+    deadline = time.monotonic() + 5
+    while not hint.is_displayed() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert hint.is_displayed()
+    page.keys(Keys.ESCAPE)
+
+
 def test_remove_and_bring_back(page, folder):
     page.keys("c")
     page.click(200, 150)

@@ -152,8 +152,8 @@ function keepDraft() {
   if (!page.photo) return;
   if (editor.empty) page.drafts.delete(page.photo);
   else {
-    const { state, past, future, pending, last } = editor;
-    page.drafts.set(page.photo, { state, past, future, pending, last });
+    const { state, past, future, pending, last, begun } = editor;
+    page.drafts.set(page.photo, { state, past, future, pending, last, begun });
   }
 }
 
@@ -379,9 +379,8 @@ window.addEventListener("beforeunload", (event) => {
 });
 
 setInterval(() => {
-  const idle = (performance.now() - page.openedAt) / 1000;
-  const seconds = editor.empty ? 0 : Math.max(editor.state.seconds, Math.min(idle, 1e6));
-  $("hint").hidden = editor.empty || seconds < page.hint;
+  const seconds = editor.empty ? 0 : (performance.now() - editor.begun) / 1000;
+  $("hint").hidden = seconds < page.hint;
 }, 500);
 
 window.samAnnotate = {

@@ -22,6 +22,7 @@ export class Editor {
     this.future = [];
     this.pending = false;
     this.last = null;
+    this.begun = null; // when the first thing was done to this mask
     this.version = 0;
   }
 
@@ -34,6 +35,7 @@ export class Editor {
   }
 
   change(fields, remember = true) {
+    this.begun ??= performance.now();
     if (remember) {
       this.past.push(this.state);
       if (this.past.length > STEPS) this.past.shift();
