@@ -10,7 +10,6 @@ where the categories say how frequent they are.
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -18,11 +17,18 @@ from typing import Any
 import numpy as np
 
 from sam_jax.evaluation import models, report
-from sam_jax.evaluation.coco_scores import Truth, average_precision, read_results
+from sam_jax.evaluation.coco_scores import (
+    COCO_KINDS,
+    LVIS_KINDS,
+    Truth,
+    average_precision,
+    digest,
+    read_results,
+    stored_masks,
+)
 from sam_jax.evaluation.journal import Journal, each_record, in_order
 
 AT_ONCE = 16  # boxes whose masks are held at the photo's size
-KINDS = ("AP", "AP50", "AP75", "S", "M", "L", "rare", "common", "frequent")
 PAPER = {  # the paper's table 5: COCO, then LVIS v1
     False: {
         "SAM (ViT-H), COCO, the paper": (46.5, None, None, 30.8, 51.0, 61.7),
@@ -73,10 +79,11 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--data: {error}") from error
     settings: dict[str, Any] = {"table": "instances", "data": repr(truth), "records": len(truth)}
     if args.results:
-        segment, settings["results"] = _stored(args.results), args.results
+        segment = stored_masks(args.results, ("category_id",), truth)
+        settings["results"] = digest(args.results)
     else:
-        detections = None if args.boxes == "truth" else _detections(args.boxes)
-        settings["boxes"] = "truth" if detections is None else _digest(args.boxes)
+        detections = None if args.boxes == "truth" else _detections(args.boxes, truth)
+        settings["boxes"] = "truth" if detections is None else digest(args.boxes)
         predictor, about = models.open_model(args.model)
         settings |= about | {"refine": not args.no_refine}
         segment = _from_boxes(predictor, detections, not args.no_refine)
@@ -104,24 +111,11 @@ def run(args: argparse.Namespace) -> None:
         print(f"results in {out}")
 
 
-def _stored(path: str) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
+def _detections(path: str, truth: Truth) -> dict[Any, list[dict[str, Any]]]:
     try:
-        found = read_results(path, ("category_id", "segmentation", "score"))
-    except ValueError as error:
-        raise ValueError(f"--results: {error}") from error
-    return lambda record: found.get(record["image_id"], [])
-
-
-def _detections(path: str) -> dict[Any, list[dict[str, Any]]]:
-    try:
-        return read_results(path, ("category_id", "bbox", "score"))
+        return read_results(path, ("category_id", "bbox"), truth)
     except ValueError as error:
         raise ValueError(f"--boxes: {error}") from error
-
-
-def _digest(path: str) -> str:
-    """Tells files apart, for the journal."""
-    return f"{path} {hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()}"
 
 
 def _from_boxes(
@@ -187,7 +181,7 @@ def measure(
 
 def table(name: str, precision: dict[str, float | None], masks: int, is_lvis: bool) -> str:
     """The precision as Markdown, beside the paper's."""
-    kinds = KINDS if is_lvis else KINDS[:6]
+    kinds = LVIS_KINDS if is_lvis else COCO_KINDS
 
     def cells(values: Iterable[float | None]) -> list[str]:
         row = ["" if value is None else f"{value:.1f}" for value in values]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from sam_jax.evaluation import models, report
-from sam_jax.evaluation.coco_scores import Truth, read_results, recall_counts
+from sam_jax.evaluation.coco_scores import Truth, digest, recall_counts, stored_masks
 from sam_jax.evaluation.journal import Journal, each_record, in_order
 
 KINDS = ("all", "small", "medium", "large", "frequent", "common", "rare")
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--data: {error}") from error
     settings = {"table": "proposals", "data": repr(truth), "records": len(truth), "max": args.max}
     if args.results:
-        propose, about = _stored(args.results), {"results": args.results}
+        propose: Callable[[dict[str, Any]], list[dict]] = stored_masks(args.results, (), truth)
+        about = {"results": digest(args.results)}
     else:
         predictor, about = models.open_model(args.model)
         about |= {"single": args.single, "points per side": side, "nms": nms, "seed": args.seed}
@@ -107,14 +108,6 @@ def run(args: argparse.Namespace) -> None:
         scores = {"recall": recall, "images": len(found), "masks an image": masks}
         report.write_json(out / "scores.json", scores)
         print(f"results in {out}")
-
-
-def _stored(path: str) -> Callable[[dict[str, Any]], list[dict[str, Any]]]:
-    try:
-        found = read_results(path, ("segmentation", "score"))
-    except ValueError as error:
-        raise ValueError(f"--results: {error}") from error
-    return lambda record: found.get(record["image_id"], [])
 
 
 def _multi(predictor: Any, side: int, nms: float) -> Callable[[dict[str, Any]], list[dict]]:

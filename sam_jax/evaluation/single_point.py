@@ -13,6 +13,7 @@ The mean over data sets weighs each alike; +- is half a 95% interval (bootstrap 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ def run(args: argparse.Namespace) -> None:
     lines = table_rows(tables)
     for line in lines[len(tables) :]:
         print("| " + " | ".join(line) + " |")
+    for sentence in drops(tables):
+        print(sentence)
     if out:
         write(out, predictor, sources, tables)
 
@@ -224,6 +227,21 @@ def table_rows(tables: dict[str, list[dict]]) -> list[list[str]]:
         values = (f"{published[p]:.3f}" if p in published else "" for p in prompts)
         lines.append([name, "", *values])
     return lines
+
+
+def drops(tables: dict[str, list[dict]]) -> list[str]:
+    """A sentence wherever more clicks lower a mean by more than chance explains."""
+    sentences = []
+    for name, rows in tables.items():
+        counted = [p for p in clicking.names_of(rows) if p.isdigit()]
+        for fewer, more in itertools.pairwise(counted):
+            mean, low, high = _gain(rows, more, fewer)
+            if high < 0:
+                sentences.append(
+                    f"{name}: {title(more)} are worse than {title(fewer)} by {-mean:.4f} "
+                    f"({-high:.4f} to {-low:.4f})"
+                )
+    return sentences
 
 
 def write(

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sam_jax.evaluation import intervals, models, report
-from sam_jax.evaluation.coco_scores import Truth
+from sam_jax.evaluation.coco_scores import Truth, digest
 from sam_jax.evaluation.journal import Journal, each_record, in_order
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     embeddings = embed_names(list(truth.categories.values()), args.embeddings, predictor.config)
     out = Path(args.out) if args.out else None
     settings = {"table": "text", "data": repr(truth), "records": len(truth)}
-    settings |= about | {"embeddings": args.embeddings}
+    settings |= about | {"embeddings": digest(args.embeddings)}
     journal = Journal(out and out / "text.jsonl", settings)
     try:
         measured = measure(predictor, truth.categories, embeddings)

@@ -106,6 +106,21 @@ def test_means_over_sets_weigh_each_alike():
     assert lines[4][0].startswith("SAM ViT-H") and lines[4][2] == "0.581"
 
 
+def test_clicks_that_make_it_worse_are_told_if_it_is_not_chance():
+    rng = np.random.default_rng(0)
+    facts = dict.fromkeys(clicks.FACTS, 0)
+
+    def rows(change):
+        noise = rng.normal(0, 0.02, 200)
+        return [
+            facts | {"image": str(i), "1": 0.5, "2": 0.5 + change + n} for i, n in enumerate(noise)
+        ]
+
+    worse, same = single_point.drops({"a": rows(-0.01)}), single_point.drops({"a": rows(0.0005)})
+    assert len(worse) == 1 and worse[0].startswith("a: 2 clicks are worse than 1 click by 0.0")
+    assert same == []
+
+
 def coco(folder):
     """A COCO file of one picture with both masks."""
     folder.mkdir()
