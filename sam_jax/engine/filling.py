@@ -2,7 +2,8 @@
 
 Semi-automatic: on each photo the generator's most confident and stable masks are put into the
 store; annotators see them locked, reject or correct them, and add what is missing. Automatic: the
-settings of SA-1B, straight into the store. In both, what overlaps a mask that is there is left out.
+settings of SA-1B, straight into the store, on photos that nobody has said are done. In both, what
+overlaps a mask that is there, or one of the model's that a person has rejected, is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sam_jax.data.images import ImageError, read_image
-from sam_jax.data.store import MODEL, Store, photo_path
+from sam_jax.data.store import MODEL, Mask, Store, photo_path
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "semi-automatic": dict(
@@ -43,13 +44,14 @@ def open_generator(model: Any, stage: str, preset: str = "sa1b", **changes: Any)
 
 
 def unfilled(store: Store, stage: str) -> list[str]:
-    """The photos on which a stage has not been run to its end."""
+    """The photos on which a stage has not been run to its end, and that nobody has said are done."""
     filled = {
         event["photo"]
         for event in store.events()
         if event["event"] == "filled" and event.get("stage") == stage
     }
-    return [name for name in store.names() if name not in filled]
+    done = {name for name, is_done in store.done().items() if is_done}
+    return [name for name in store.names() if name not in filled | done]
 
 
 def fill(store: Store, generator: Any, photo: str, stage: str, model_hash: str) -> int:
@@ -75,7 +77,7 @@ def fill(store: Store, generator: Any, photo: str, stage: str, model_hash: str) 
         if mask.event["who"] == MODEL and mask.event.get("stage") == stage:
             store.add("remove", photo, MODEL, mask=key)
     records = generator.generate(read_image(path))
-    there = [mask.rle for mask in store.alive(photo).values()]
+    there = [m.rle for m in store.masks(photo).values() if m.alive or _rejected(m)]
     added = 0
     for record, overlap in zip(records, _overlaps(records, there), strict=True):
         if overlap <= OVERLAP:
@@ -94,6 +96,11 @@ def fill(store: Store, generator: Any, photo: str, stage: str, model_hash: str) 
             )
     store.add("filled", photo, MODEL, stage=stage, model=model_hash, masks=added)
     return added
+
+
+def _rejected(mask: Mask) -> bool:
+    """Whether a person has taken away a mask that no person drew."""
+    return mask.event["who"] == MODEL and mask.removed_by not in (None, MODEL)
 
 
 def _overlaps(records: list[dict[str, Any]], there: list[dict[str, Any]]) -> Iterable[float]:

@@ -45,7 +45,6 @@ class Truth:
         from sam_jax.data.open_source import open_source
 
         self.source = open_source(path)
-        self.path = path
         self.document: dict[str, Any] | None = None
         self.categories, self.frequency = {1: "object"}, {}
         if isinstance(self.source, CocoJson):
@@ -187,13 +186,10 @@ def read_results(
         missing = [k for k in wanted if not isinstance(entry, dict) or k not in entry]
         if missing:
             raise ValueError(f"{path}: entry {number} has no {', '.join(missing)}")
-        if not _are_numbers([entry["score"]], 1):
-            raise ValueError(f"{path}: entry {number}: score: expected a number")
-        if "bbox" in fields and not _are_numbers(entry["bbox"], 4):
-            raise ValueError(f"{path}: entry {number}: bbox: expected [x, y, width, height]")
-        for field in {"image_id", "category_id"} & set(wanted):
-            if not isinstance(entry[field], int | str):
-                raise ValueError(f"{path}: entry {number}: {field}: expected a number or a name")
+        if not is_number(entry["score"]):
+            raise ValueError(f"{path}: entry {number}: expected a number as score")
+        if not all(isinstance(entry[k], int | str) for k in wanted if k.endswith("_id")):
+            raise ValueError(f"{path}: entry {number}: expected numbers or names as ids")
         found.setdefault(entry["image_id"], []).append(entry)
     for field, known in (("image_id", truth.image_ids), ("category_id", list(truth.categories))):
         if entries and field in wanted and not {e[field] for e in entries} & set(known):
@@ -204,9 +200,9 @@ def read_results(
     return found
 
 
-def _are_numbers(values: Any, count: int) -> bool:
-    right = isinstance(values, list) and len(values) == count
-    return right and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+def is_number(value: Any) -> bool:
+    """Whether JSON gave a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def stored_masks(
@@ -269,11 +265,10 @@ def recall_counts(
     """
     from pycocotools.cocoeval import COCOeval
 
-    image_id = 1
     sizes = [one["segmentation"]["size"] for one in (*truth, *results)] or [(1, 1)]
-    images = [{"id": image_id, "height": sizes[0][0], "width": sizes[0][1]}]
-    truth = [one | {"image_id": image_id, "category_id": 1} for one in truth]
-    about = {"image_id": image_id, "category_id": 1}
+    images = [{"id": 1, "height": sizes[0][0], "width": sizes[0][1]}]
+    about = {"image_id": 1, "category_id": 1}
+    truth = [one | about for one in truth]
     found = [about | {k: one[k] for k in ("segmentation", "score")} for one in results]
     with contextlib.redirect_stdout(io.StringIO()):
         gt = _coco({"images": images, "annotations": truth, "categories": [{"id": 1}]})

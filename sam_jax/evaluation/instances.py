@@ -23,6 +23,7 @@ from sam_jax.evaluation.coco_scores import (
     Truth,
     average_precision,
     digest,
+    is_number,
     read_results,
     stored_masks,
 )
@@ -113,9 +114,15 @@ def run(args: argparse.Namespace) -> None:
 
 def _detections(path: str, truth: Truth) -> dict[Any, list[dict[str, Any]]]:
     try:
-        return read_results(path, ("category_id", "bbox"), truth)
+        found = read_results(path, ("category_id", "bbox"), truth)
     except ValueError as error:
         raise ValueError(f"--boxes: {error}") from error
+    for box in (one["bbox"] for own in found.values() for one in own):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(is_number, box)):
+            raise ValueError(
+                f"--boxes: {path}: expected [x, y, width, height] as bbox, got {str(box)[:60]}"
+            )
+    return found
 
 
 def _from_boxes(

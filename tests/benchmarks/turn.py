@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="of each retraining")
     parser.add_argument("--enough", type=float, default=0.8, help="IoU that a mask must have")
     parser.add_argument(
-        "--sure", type=float, default=0.55, help="predicted IoU of masks by no person"
+        "--sure", type=float, default=0.6, help="predicted IoU of masks by no person"
     )
     parser.add_argument("--stable", type=float, default=0.65, help="and their stability")
     parser.add_argument("--val-images", type=int, default=20)

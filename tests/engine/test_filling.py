@@ -56,6 +56,15 @@ def test_what_is_there_already_is_left_out(store):
     assert fill(store, Generator(A, B, C), "a.png", "automatic", "abc") == 1
 
 
+def test_what_a_person_rejected_does_not_come_again_and_done_photos_are_left_alone(store):
+    fill(store, Generator(A, B), "a.png", "semi-automatic", "abc")
+    first, second = store.alive("a.png")
+    store.add("remove", "a.png", "ann", mask=first)
+    assert fill(store, Generator(A, B, C), "a.png", "automatic", "abc") == 1
+    store.add("photo", "deep/b.jpg", "ann", done=True, seconds=3)
+    assert unfilled(store, "automatic") == ["c.jpg"]
+
+
 def test_a_run_that_was_killed_leaves_nothing_twice(store):
     for mask in (A, B):  # and then it was killed
         store.add("mask", "a.png", MODEL, **encode(mask), stage="automatic")
