@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None
     settings = {"table": "edges", "data": repr(source), "images": len(source)}
     if args.results:
-        make, made_by = _stored_maps(Path(args.results)), {"results": args.results}
+        make, made_by = _stored_maps(Path(args.results), args.split), {"results": args.results}
     else:
         make, made_by = _model_maps(args, out and out / "maps")
     journal = Journal(out and out / "edges.jsonl", settings | made_by)
@@ -86,20 +86,22 @@ def run(args: argparse.Namespace) -> None:
         write(out, source, args.images, found, counts, score, text)
 
 
-def _stored_maps(folder: Path) -> Callable[[dict], np.ndarray]:
-    """Looks a record's map up in a folder."""
+def _stored_maps(folder: Path, split: str) -> Callable[[dict], np.ndarray]:
+    """Looks a record's map up in a folder, or in its sub-folder of the split."""
     from sam_jax.data.bsds import read_boundary_map
     from sam_jax.data.sources import RecordError
 
-    if not any(path.suffix in (".png", ".mat") for path in folder.glob("*")):
+    places = (place for place in (folder, folder / split) if place.is_dir())
+    held = [p for p in places if any(f.suffix in (".png", ".mat") for f in p.iterdir())]
+    if not held:
         raise ValueError(f"--results: expected a folder of NAME.png or NAME.mat, got {folder}")
 
     def make(record: dict[str, Any]) -> np.ndarray:
         for suffix in (".png", ".mat"):
-            path = folder / (record["name"] + suffix)
+            path = held[0] / (record["name"] + suffix)
             if path.is_file():
                 return read_boundary_map(path)
-        raise RecordError(f"{record['name']}: no map of that name in {folder}")
+        raise RecordError(f"{record['name']}: no map of that name in {held[0]}")
 
     return make
 

@@ -72,6 +72,10 @@ def test_the_truth_as_results_scores_exactly_one(tmp_path, capsys):
     scores = json.loads((out / "scores.json").read_text())
     assert scores["ods"] == scores["ois"] == scores["r50"] == 1.0
     assert (out / "curve.png").stat().st_size > 5000
+    (tmp_path / "up").mkdir()
+    results.rename(tmp_path / "up" / "test")  # or in a folder of the split
+    assert main([*arguments[:-1], str(tmp_path / "up")]) == 0
+    assert "| up (2 images) | 1.000 |" in capsys.readouterr().out
 
 
 def test_the_command_goes_on_and_reports_what_is_broken(tmp_path, capsys):
