@@ -299,3 +299,16 @@ def test_two_annotators_do_not_overwrite_each_other(client, store):
         keys.append(answer.json()["id"])
     assert list(store.alive()) == keys
     assert [event["who"] for event in store.events()] == ["ann", "bob"] * 5
+
+
+def test_the_model_is_read_again(client, assistant):
+    answer = client.post("/api/reload", json={})
+    assert answer.status_code == 200 and answer.json() == {"hash": assistant.hash}
+    assert client.get("/api/ready", params={"photo": "a.png", "wait": 1}).json()["ready"] is True
+
+    def broken():
+        raise ValueError("the file is damaged")
+
+    assistant._open_model = broken
+    answer = client.post("/api/reload", json={})
+    assert answer.status_code == 503 and "the file is damaged" in answer.json()["error"]
