@@ -222,8 +222,8 @@ class Annotation:
         deadline = time.monotonic() + 120
         while self.assistant.status in ("loading", "compiling") and time.monotonic() < deadline:
             time.sleep(0.05)
-        if self.assistant.status != "ready":
-            raise HTTPException(503, self.assistant.status)
+        if self.assistant.problem or self.assistant.status != "ready":
+            raise HTTPException(503, self.assistant.problem or self.assistant.status)
         return {"hash": self.assistant.hash}
 
     def export(self, request: Request, who: str) -> Response:

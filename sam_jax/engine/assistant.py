@@ -61,13 +61,14 @@ class Assistant:
       status: "loading", "compiling", "ready", or what went wrong.
       sam: the model, or None before it is loaded.
       hash: of its weights, or "".
+      problem: why the model could not be opened the last time, or "".
     """
 
     def __init__(
         self, open_model: Callable[[], Any], photos: Path, cache: Path | None = None
     ) -> None:
         self.photos, self.cache = photos, cache
-        self.status, self.hash = "loading", ""
+        self.status, self.hash, self.problem = "loading", "", ""
         self.sam: Any = None
         self._open_model = open_model
         self._predictor: Any = None
@@ -95,7 +96,7 @@ class Assistant:
             self._thread.join()
 
     def reload(self) -> None:
-        """Opens the model again, for instance after its file has changed."""
+        """Opens the model again, for instance after its file has changed; if that fails, it stays."""
         with self._changed:
             self._reload = True
             self.status = "loading"
@@ -252,8 +253,10 @@ class Assistant:
             predictor.warm_up(points=9)
             predictor.warm_up(masks=True)
         except Exception as error:  # whatever it is, the page says it and the brush still works
-            self._say(f"the model can't be loaded: {error}")
+            self.problem = f"the model can't be loaded: {error}"
+            self._say("ready" if self._predictor else self.problem)
             return
+        self.problem = ""
         with self._changed:
             self.sam, self._predictor, self.hash = sam, predictor, fingerprint(sam.params)
             self._wanted.extendleft(reversed(self._embeddings))

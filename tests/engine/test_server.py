@@ -312,3 +312,5 @@ def test_the_model_is_read_again(client, assistant):
     assistant._open_model = broken
     answer = client.post("/api/reload", json={})
     assert answer.status_code == 503 and "the file is damaged" in answer.json()["error"]
+    prompt = {"photo": "a.png", "points": [[20, 30]], "labels": [1]}
+    assert client.post("/api/predict", json=prompt).status_code == 200, "the old one still helps"
