@@ -96,7 +96,7 @@ class Assistant:
             self._thread.join()
 
     def reload(self) -> None:
-        """Opens the model again, for instance after its file has changed; if that fails, it stays."""
+        """Opens the model again, as its file has changed; where that fails the old one stays."""
         with self._changed:
             self._reload = True
             self.status = "loading"
