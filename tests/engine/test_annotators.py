@@ -38,7 +38,9 @@ def trues():
     return [saucer, cup]
 
 
-@pytest.mark.parametrize("stage", ["assisted", "semi-automatic"])
+@pytest.mark.parametrize(
+    "stage", [pytest.param("assisted", marks=pytest.mark.slow), "semi-automatic"]
+)
 def test_a_photo_is_finished_with_all_its_masks(photos, stage):
     with Server(photos, "--stage", stage) as server:
         person = Annotator(server.url, "ann", patience=3)

@@ -262,6 +262,36 @@ def test_hover_shows_a_mask_without_a_click(page):
     assert page.get("area") == 0 and page.get("candidates") == 0
 
 
+def test_a_finger_taps_and_two_pinch(page):
+    """Touches as the browser makes them: by its own debugging protocol."""
+
+    def touch(kind, *places):
+        points = [{"x": x, "y": y, "id": k} for k, (x, y) in enumerate(places)]
+        page.browser.execute_cdp_cmd(
+            "Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points}
+        )
+
+    at = page.place(200, 150)
+    touch("Start", at)
+    touch("End")
+    page.wait("candidates", 3)
+    page.keys(Keys.ESCAPE)
+    page.browser.find_element("id", "background").click()  # for fingers have no right button
+    touch("Start", at)
+    touch("End")
+    page.wait("pending", False)
+    assert page.browser.execute_script("return window.samAnnotate.labels") == [0]
+    page.browser.find_element("id", "background").click()
+    page.keys(Keys.ESCAPE)
+    zoom, (x, y) = page.get("zoom"), at
+    touch("Start", (x - 20, y), (x + 20, y))
+    touch("Move", (x - 60, y), (x + 60, y))
+    touch("End")
+    page.wait("zoom", lambda found: found > 2 * zoom)
+    assert page.get("area") == 0, "a pinch is no click"
+    page.browser.find_element("id", "fit").click()
+
+
 def test_zoom_at_the_pointer_and_back(page):
     zoom = page.get("zoom")
     page.browser.execute_script(

@@ -77,6 +77,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_numbers_of_one_run(tmp_path, monke
     assert scores["L"] is None
 
 
+@pytest.mark.slow
 def test_the_bundled_model_on_its_photo(tmp_path, capsys):
     """results.json gives the same numbers when it is scored as somebody's results."""
     image = Image.open(PHOTO).resize((300, 200))

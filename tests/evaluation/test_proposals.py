@@ -110,6 +110,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_numbers_of_one_run(tmp_path, monke
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
 
+@pytest.mark.slow
 def test_the_bundled_model_finds_its_own_masks_on_its_photo(tmp_path, capsys):
     """The truth: a click's likeliest mask and its single mask; each kind of run must find one."""
     image = Image.open(PHOTO).resize((300, 200))

@@ -391,6 +391,7 @@ window.samAnnotate = {
   get area() { return editor.area; },
   get pending() { return editor.pending || model.busy; },
   get saved() { return page.saved.length; },
+  get labels() { return editor.state.labels; },
   get strokes() { return editor.state.strokes.length; },
   get zoom() { return view.scale; },
   get status() { return statusWords; },
