@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 IMAGE_SUFFIXES = frozenset(
     [".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -61,6 +61,21 @@ def read_image(
             f"got {type(source).__name__}; convert other arrays with np.asarray(x)"
         )
     return _from_path(Path(source), at_least, apply_orientation)
+
+
+def image_hw(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width that `read_image` would give, from the picture's head alone.
+
+    Raises:
+      ImageError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+    except Exception as error:  # decoders of damaged files raise almost anything
+        raise ImageError(f"{path} is not readable: {error}") from error
+    return (width, height) if turned else (height, width)
 
 
 def find_images(folder: str | os.PathLike) -> list[Path]:

@@ -186,7 +186,7 @@ class Store:
                 end = text.rfind(b"\n") + 1  # a line without an end is still being written, or torn
                 self._offsets[path] = start + end
                 for number, line in enumerate(text[:end].splitlines(), 1):
-                    where = f"{path.name}" + (f" line {number}" if not start else f" after {start}")
+                    where = f"{path.name} line {number}" + f" after byte {start}" * bool(start)
                     self._take(line, where)
                 changed = True
             if changed:

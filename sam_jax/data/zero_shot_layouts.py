@@ -280,9 +280,9 @@ def ibd(root: Path) -> Source | None:
 
 
 def woodscape(root: Path) -> Source | None:
-    folder = find(root, "instance_annotations")
+    folder, images = find(root, "instance_annotations"), find(root, "rgb_images")
     items = []
-    for path in sorted(folder.glob("*.json")) if folder else ():
+    for path in sorted(folder.rglob("*.json")) if folder and images else ():
         try:
             document = json.loads(path.read_bytes())
             entry = next(v for v in document.values() if isinstance(v, dict) and "annotation" in v)
@@ -293,7 +293,7 @@ def woodscape(root: Path) -> Source | None:
             ]
         except (ValueError, StopIteration, KeyError, TypeError, AttributeError):
             shapes = [[]]  # named as broken when it is read
-        image = folder.parent / "rgb_images" / f"{path.stem}.png"
+        image = images / f"{path.stem}.png"
         if shapes:
             items.append(Item(path.stem, image, listed.polygons, (shapes,), len(shapes)))
     return make("woodscape", root, items)

@@ -115,7 +115,7 @@ def fill_all(store: Any, model: str, preset: str, changes: dict[str, float]) -> 
 
     left = unfilled(store, "automatic")
     if not left:
-        print("the automatic stage has been run on all photos")
+        print("the automatic stage has been run on all photos that are not done")
         return
     sam = load(model)
     generator = open_generator(sam, "automatic", preset, **changes)

@@ -15,10 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from sam_jax.data.images import image_hw, read_image
 from sam_jax.data.store import MODEL, Mask, Store, photo_path
 from sam_jax.engine import checks, export, ledger
 from sam_jax.engine.assistant import Assistant
@@ -102,10 +104,6 @@ class Annotation:
         kind = SHOWN_AS_THEY_ARE.get(path.suffix.lower())
         if kind:
             return Response(path.read_bytes(), media_type=kind)
-        from PIL import Image
-
-        from sam_jax.data.images import read_image
-
         buffer = io.BytesIO()
         Image.fromarray(read_image(path)).save(buffer, "JPEG", quality=95)
         return Response(buffer.getvalue(), media_type="image/jpeg")
@@ -271,10 +269,5 @@ def _shown(key: str, mask: Mask) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=4096)
 def _size(path: str, changed: int) -> tuple[int, int]:
-    """Height and width of a picture as it is seen, from its head."""
-    from PIL import Image
-
-    with Image.open(path) as file:
-        width, height = file.size
-        turned = file.getexif().get(0x0112) in (5, 6, 7, 8)
-    return (width, height) if turned else (height, width)
+    """`image_hw` of a file, read again when it has changed."""
+    return image_hw(path)

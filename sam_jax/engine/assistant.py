@@ -59,7 +59,6 @@ class Assistant:
 
     Attributes:
       status: "loading", "compiling", "ready", or what went wrong.
-      sam: the model, or None before it is loaded.
       hash: of its weights, or "".
       problem: why the model could not be opened the last time, or "".
     """
@@ -69,7 +68,6 @@ class Assistant:
     ) -> None:
         self.photos, self.cache = photos, cache
         self.status, self.hash, self.problem = "loading", "", ""
-        self.sam: Any = None
         self._open_model = open_model
         self._predictor: Any = None
         self._changed = threading.Condition()
@@ -184,14 +182,14 @@ class Assistant:
             multimask = logits is None and len(points_xy) + (box_xyxy is not None) == 1
             arguments = (points, labels if len(labels) else None, box_xyxy, logits, None)
             found, scores, _ = predictor.decode(embedding, arguments, multimask)
-            return self._candidates(photo, embedding, found[0], scores[0])
+            side = embedding.features.shape[1] * predictor.config.patch_size
+            return self._candidates(photo, embedding, side, found[0], scores[0])
 
-    def _candidates(self, photo: str, embedding: Any, logits, scores) -> list[Candidate]:
+    def _candidates(self, photo: str, embedding: Any, side: int, logits, scores) -> list[Candidate]:
         from sam_jax.ops import rle
         from sam_jax.ops.cutouts import cut_out, measure, paint
         from sam_jax.ops.masks import axes
 
-        side = embedding.features.shape[1] * self.sam.config.patch_size
         image_hw = embedding.image_hw[0]
         both = axes(logits.shape[-2:], embedding.input_hw[0], image_hw, side)
         result = []
@@ -258,7 +256,7 @@ class Assistant:
             return
         self.problem = ""
         with self._changed:
-            self.sam, self._predictor, self.hash = sam, predictor, fingerprint(sam.params)
+            self._predictor, self.hash = predictor, fingerprint(sam.params)
             self._wanted.extendleft(reversed(self._embeddings))
             self._embeddings.clear()
             self._logits.clear()

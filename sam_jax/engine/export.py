@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from sam_jax.data.store import Mask, Store, each_photo, photo_path
 from sam_jax.inference.folder import document
+from sam_jax.inference.records import to_label_map
 from sam_jax.ops import rle
 
 FORMS = ("sa1b", "coco", "png")
@@ -124,12 +124,7 @@ def _coco(store: Store) -> dict[str, Any]:
 
 
 def _label_map(masks: list[Mask]) -> bytes:
-    order = sorted(masks, key=lambda mask: -rle.area(mask.rle))
-    labels = np.zeros(masks[0].event["size"], np.uint16)
-    for number, mask in enumerate(order, 1):
-        labels[rle.decode(mask.rle)] = number
-    if len(order) < 256:
-        labels = labels.astype(np.uint8)
+    labels = to_label_map([_record(mask) for mask in masks])
     buffer = io.BytesIO()
     Image.fromarray(labels).save(buffer, "PNG")
     return buffer.getvalue()

@@ -44,7 +44,7 @@ def open_generator(model: Any, stage: str, preset: str = "sa1b", **changes: Any)
 
 
 def unfilled(store: Store, stage: str) -> list[str]:
-    """The photos on which a stage has not been run to its end, but those that are done."""
+    """The photos that are not done and on which a stage has not been run to its end."""
     filled = {
         event["photo"]
         for event in store.events()

@@ -9,11 +9,12 @@ the single mask. Apart from that, the mask's bounding box is a prompt of its own
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
+from sam_jax.evaluation.intervals import keyed
 
 COUNTED = (1, 2, 3, 5, 9)
 """After how many clicks the paper measures."""
@@ -129,10 +130,8 @@ def first_clicks(
         return np.array([centre_click(mask) for mask in masks])
     points = []
     for number, mask in zip(numbers, masks, strict=True):
-        key = f"{protocol.seed}/{name}/{number}".encode(errors="surrogateescape")
-        rng = np.random.default_rng(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest()))
         y, x = np.nonzero(mask)
-        chosen = rng.integers(len(x))
+        chosen = keyed(protocol.seed, name, number).integers(len(x))
         points.append((x[chosen], y[chosen]))
     return np.array(points)
 

@@ -24,6 +24,20 @@ COCO_KINDS = ("AP", "AP50", "AP75", "S", "M", "L")
 LVIS_KINDS = (*COCO_KINDS, "rare", "common", "frequent")
 
 
+DATA_HELP = (
+    "COCO or LVIS (FILE.json, or FILE.json:FOLDER with its pictures), or any other form that "
+    "training reads"
+)
+
+
+def open_truth(path: str) -> Truth:
+    """The Truth of a `--data` argument, whose name its errors have."""
+    try:
+        return Truth(path)
+    except ValueError as error:
+        raise ValueError(f"--data: {error}") from error
+
+
 class Truth:
     """Images with their true masks, as records and as COCO annotations.
 

@@ -59,13 +59,10 @@ def run(args: argparse.Namespace) -> None:
         settings = {"table": "compare", "data": repr(source), "records": len(source)}
         settings |= vars(protocol) | {"own clicks": args.own_clicks}
         settings |= {"A": opened[0][1], "B": opened[1][1]}
-        journal = Journal(out and out / "rows" / f"{name}.jsonl", settings)
-        try:
+        with Journal(out and out / "rows" / f"{name}.jsonl", settings) as journal:
             tables[name] = measure(
                 predictors, source, protocol, journal, args.images, args.own_clicks, name
             )
-        finally:
-            journal.close()
         if not tables[name]:
             raise ValueError(f"--data: {name} has no masks that can be measured")
     figures = summarise(tables)
@@ -97,8 +94,7 @@ def measure(
     """
 
     def of(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        photos = [record["image"] for record in records]
-        embedded = [models.embed_each(predictor, photos) for predictor in predictors]
+        embedded = [models.embed_each(predictor, records) for predictor in predictors]
         return [
             _rows(predictors, both, record, protocol, own_clicks)
             for record, *both in zip(records, *embedded, strict=True)

@@ -48,19 +48,23 @@ def _open(path: str) -> dict[str, Any]:
 
 def _open_any(place: Path, path: str, below: list[Path]) -> dict[str, Any]:
     """What `open_source` reads: at the path, or in the folders right below it."""
-    from sam_jax.data.open_source import open_source
+    from sam_jax.data.open_source import IMAGE_FOLDERS, MASK_FOLDERS, open_source
 
     if _has_files(place) or not below:
         return {place.stem if place.is_file() else place.name or path: open_source(path)}
+    names = {folder.name for folder in below}
+    if names & {*IMAGE_FOLDERS, *MASK_FOLDERS}:
+        return {place.name: open_source(path)}
     found, problems = {}, []
     for folder in below:
         try:
             found[folder.name] = open_source(folder)
         except ValueError as error:
-            problems.append(error)
-    pairs = {"images", "image", "imgs", "photos", "masks", "mask", "labels", "annotations"}
-    if not found or pairs & {folder.name for folder in below}:
+            problems.append(f"skipped {folder}: {str(error).splitlines()[0]}")
+    if not found:
         return {place.name: open_source(path)}
+    for problem in problems:
+        print(problem)
     return found
 
 
@@ -72,7 +76,9 @@ def _folders(place: Path) -> list[Path]:
 
 def _has_files(place: Path) -> bool:
     """Whether data lie in the folder itself: pictures, records, tars."""
-    kinds = (".json", ".tar", ".jpg", ".jpeg", ".png")
+    from sam_jax.data.images import IMAGE_SUFFIXES
+
+    kinds = (".json", ".tar", *IMAGE_SUFFIXES)
     return place.is_dir() and any(
         p.suffix.lower() in kinds and not p.name.startswith(".")
         for p in place.iterdir()

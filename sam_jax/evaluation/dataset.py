@@ -67,13 +67,9 @@ def run(args: argparse.Namespace) -> None:
     out, found = Path(args.out) if args.out else None, {}
     for name, source in sources.items():
         settings = {"table": "dataset", "data": repr(source), "records": len(source)}
-        journal = Journal(
-            out and out / "rows" / f"{name.strip('/').replace('/', '_')}.jsonl", settings
-        )
-        try:
+        file = f"{name.strip('/').replace('/', '_')}.jsonl"
+        with Journal(out and out / "rows" / file, settings) as journal:
             found[name] = measure(source, args.images, name, journal)
-        finally:
-            journal.close()
         if not len(found[name].relative):
             raise ValueError(f"--data: no masks in {name}")
     figures = summarise(found)

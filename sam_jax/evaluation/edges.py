@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,14 +67,11 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None
     settings = {"table": "edges", "data": repr(source), "images": len(source)}
     if args.results:
-        make, made_by = _stored_maps(Path(args.results), args.split), {"results": args.results}
+        make, made_by = _stored_maps(Path(args.results), args.split)
     else:
         make, made_by = _model_maps(args, out and out / "maps")
-    journal = Journal(out and out / "edges.jsonl", settings | made_by)
-    try:
+    with Journal(out and out / "edges.jsonl", settings | made_by) as journal:
         each_record(source, journal, _measure(make), name="edges", images=args.images)
-    finally:
-        journal.close()
     found = list(in_order(journal, source, args.images))
     if not found:
         raise ValueError("--data: no image could be measured")
@@ -86,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
         write(out, source, args.images, found, counts, score, text)
 
 
-def _stored_maps(folder: Path, split: str) -> Callable[[dict], np.ndarray]:
-    """Looks a record's map up in a folder, or in its sub-folder of the split."""
+def _stored_maps(folder: Path, split: str) -> tuple[Callable[[dict], np.ndarray], dict[str, Any]]:
+    """Looks a record's map up in a folder, or in its sub-folder of the split; and what it has."""
     from sam_jax.data.bsds import read_boundary_map
     from sam_jax.data.sources import RecordError
 
@@ -103,7 +101,9 @@ def _stored_maps(folder: Path, split: str) -> Callable[[dict], np.ndarray]:
                 return read_boundary_map(path)
         raise RecordError(f"{record['name']}: no map of that name in {held[0]}")
 
-    return make
+    facts = [(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(held[0].iterdir())]
+    digest = hashlib.blake2b(repr(facts).encode(), digest_size=8).hexdigest()
+    return make, {"results": f"{folder} {digest}"}
 
 
 def _model_maps(

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from sam_jax.evaluation import data_sets, models, report
+from sam_jax.evaluation import data_sets, intervals, models, report
 from sam_jax.evaluation.clicks import FACTS, Protocol
 from sam_jax.evaluation.journal import Journal
 
@@ -74,12 +74,9 @@ def run(args: argparse.Namespace) -> None:
     for name, source in sources.items():
         settings = {"table": "fairness", "data": repr(source), "records": len(source)}
         settings |= about | vars(protocol) | {"groups": groups.digest}
-        journal = Journal(out and out / "rows" / f"{name}.jsonl", settings)
-        try:
+        with Journal(out and out / "rows" / f"{name}.jsonl", settings) as journal:
             wanted = _Wanted(source, groups)
             rows += measure(predictor, wanted, protocol, journal, args.images, name)
-        finally:
-            journal.close()
     rows = [row | {"groups": groups.of(row["image"], row["mask"])} for row in rows]
     if not rows:
         raise ValueError(
@@ -222,11 +219,8 @@ def _resampled(rows: list[dict[str, Any]], attribute: str, names: list[str]) -> 
     counts = np.zeros((len(images), len(names)))
     np.add.at(sums, (image, group), np.array([[row[c] for c in CLICKS] for row in rows]))
     np.add.at(counts, (image, group), 1)
-    rng, parts = np.random.default_rng(0), []
-    step = max(1, (1 << 22) // len(images))
-    for start in range(0, RESAMPLES, step):
-        size = min(step, RESAMPLES - start)
-        weights = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=size)
+    parts = []
+    for weights in intervals.image_weights(len(images), RESAMPLES):
         total = weights @ counts
         mean = np.tensordot(weights, sums, 1) / np.where(total == 0, 1, total)[..., None]
         parts.append(np.where((total == 0)[..., None], np.nan, mean))

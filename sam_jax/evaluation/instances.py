@@ -19,11 +19,13 @@ import numpy as np
 from sam_jax.evaluation import models, report
 from sam_jax.evaluation.coco_scores import (
     COCO_KINDS,
+    DATA_HELP,
     LVIS_KINDS,
     Truth,
     average_precision,
     digest,
     is_number,
+    open_truth,
     read_results,
     stored_masks,
 )
@@ -45,13 +47,7 @@ PAPER = {  # the paper's table 5: COCO, then LVIS v1
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `sam-jax evaluate instances`."""
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        metavar="DATA",
-        help="COCO or LVIS (FILE.json, or FILE.json:FOLDER with its pictures), or any other form "
-        "that training reads",
-    )
+    add("--data", required=True, metavar="DATA", help=DATA_HELP)
     add("--model", default="tiny", metavar="NAME", help=models.HELP)
     add(
         "--boxes",
@@ -74,10 +70,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if bool(args.boxes) == bool(args.results):
         raise ValueError("--boxes: expected a file of detections or 'truth'; or else --results")
-    try:
-        truth = Truth(args.data)
-    except ValueError as error:
-        raise ValueError(f"--data: {error}") from error
+    truth = open_truth(args.data)
     settings: dict[str, Any] = {"table": "instances", "data": repr(truth), "records": len(truth)}
     if args.results:
         segment = stored_masks(args.results, ("category_id",), truth)
@@ -89,11 +82,8 @@ def run(args: argparse.Namespace) -> None:
         settings |= about | {"refine": not args.no_refine}
         segment = _from_boxes(predictor, detections, not args.no_refine)
     out = Path(args.out) if args.out else None
-    journal = Journal(out and out / "instances.jsonl", settings)
-    try:
+    with Journal(out and out / "instances.jsonl", settings) as journal:
         each_record(truth, journal, measure(truth, segment), name="instances", images=args.images)
-    finally:
-        journal.close()
     found = list(in_order(journal, truth, args.images))
     if not found:
         raise ValueError("--data: no image could be measured")

@@ -6,7 +6,8 @@ of so few images that chance cannot be seen (one) has no width, which `table` fu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -34,14 +35,25 @@ def resampled_means(
     sums = np.zeros((count, *values.shape[1:]))
     np.add.at(sums, index, values)
     masks = np.bincount(index)
-    rng, means = np.random.default_rng(seed), []
-    step = max(1, (1 << 22) // count)  # few weights in memory at a time
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        weights = rng.multinomial(count, np.full(count, 1 / count), size=size)
-        total = (weights @ masks).reshape(size, *[1] * (values.ndim - 1))
+    means = []
+    for weights in image_weights(count, resamples, seed):
+        total = (weights @ masks).reshape(-1, *[1] * (values.ndim - 1))
         means.append((weights @ sums) / total)
     return np.concatenate(means)
+
+
+def image_weights(count: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each of `count` images is drawn: int [R, count], few of the draws at a time."""
+    rng, step = np.random.default_rng(seed), max(1, (1 << 22) // count)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        yield rng.multinomial(count, np.full(count, 1 / count), size=size)
+
+
+def keyed(*key: object) -> np.random.Generator:
+    """Chance that depends on a key alone, whatever was drawn before."""
+    text = "/".join(map(str, key)).encode(errors="surrogateescape")
+    return np.random.default_rng(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest()))
 
 
 def bounds(means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

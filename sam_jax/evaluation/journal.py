@@ -24,6 +24,8 @@ class Journal:
 
     Raises:
       ValueError: the file holds the values of other settings, or is no journal.
+
+    As a context it closes its file.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
@@ -43,6 +45,12 @@ class Journal:
         self._file.seek(kept)
         if not kept:
             self._write({"settings": settings})
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
 
     def __contains__(self, key: str) -> bool:
         return key in self.values

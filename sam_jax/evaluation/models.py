@@ -35,9 +35,14 @@ def images_at_once(predictor: Any) -> int:
     return 1 if compiled is None or compiled.on_cpu else 8
 
 
-def embed_each(predictor: Any, images: list[Any]) -> list[Any]:
-    """The embedding of each of some photos uint8 [H, W, 3], encoded together."""
-    if len(images) < 2:
-        return [predictor.embed(image) for image in images]
-    batch = predictor.embed(images)
-    return [batch[i] for i in range(len(images))]
+def embed_each(predictor: Any, records: list[dict[str, Any]]) -> list[Any]:
+    """The embedding of each record's image, encoded together; None for those without a mask."""
+    from sam_jax.ops.rle import area
+
+    wanted = [i for i, record in enumerate(records) if any(map(area, record["rles"]))]
+    images = [records[i]["image"] for i in wanted]
+    found: list[Any] = [None] * len(records)
+    batch = predictor.embed(images) if len(images) > 1 else list(map(predictor.embed, images))
+    for k, i in enumerate(wanted):
+        found[i] = batch[k]
+    return found

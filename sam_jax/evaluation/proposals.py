@@ -12,7 +12,6 @@ categories say how frequent they are (LVIS), also for the masks of frequent, com
 from __future__ import annotations
 
 import argparse
-import hashlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,15 @@ from typing import Any
 import numpy as np
 
 from sam_jax.evaluation import models, report
-from sam_jax.evaluation.coco_scores import Truth, digest, recall_counts, stored_masks
+from sam_jax.evaluation.coco_scores import (
+    DATA_HELP,
+    Truth,
+    digest,
+    open_truth,
+    recall_counts,
+    stored_masks,
+)
+from sam_jax.evaluation.intervals import keyed
 from sam_jax.evaluation.journal import Journal, each_record, in_order
 
 KINDS = ("all", "small", "medium", "large", "frequent", "common", "rare")
@@ -35,13 +42,7 @@ PAPER = {  # LVIS v1 val, the paper's table 4
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `sam-jax evaluate proposals`."""
     add = parser.add_argument
-    add(
-        "--data",
-        required=True,
-        metavar="DATA",
-        help="LVIS or COCO (FILE.json, or FILE.json:FOLDER with its pictures), or any other form "
-        "that training reads",
-    )
+    add("--data", required=True, metavar="DATA", help=DATA_HELP)
     add("--model", default="tiny", metavar="NAME", help=models.HELP)
     add(
         "--results", metavar="FILE.json", help="score these masks (COCO's results) and run no model"
@@ -71,10 +72,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: expected {low} to {high}, got {value}")
     if not 0 <= nms <= 1:
         raise ValueError(f"--nms: expected 0 to 1, got {nms}")
-    try:
-        truth = Truth(args.data)
-    except ValueError as error:
-        raise ValueError(f"--data: {error}") from error
+    truth = open_truth(args.data)
     settings = {"table": "proposals", "data": repr(truth), "records": len(truth), "max": args.max}
     if args.results:
         propose: Callable[[dict[str, Any]], list[dict]] = stored_masks(args.results, (), truth)
@@ -88,13 +86,10 @@ def run(args: argparse.Namespace) -> None:
             else _multi(predictor, side, nms)
         )
     out = Path(args.out) if args.out else None
-    journal = Journal(out and out / "proposals.jsonl", settings | about)
-    try:
+    with Journal(out and out / "proposals.jsonl", settings | about) as journal:
         each_record(
             truth, journal, measure(truth, propose, args.max), name="proposals", images=args.images
         )
-    finally:
-        journal.close()
     found = list(in_order(journal, truth, args.images))
     if not found:
         raise ValueError("--data: no image could be measured")
@@ -158,8 +153,7 @@ def _single(
                     boxes.append(found.box_xyxy)
                     scores.append(score)
         kept = nms(np.array(boxes), np.array(scores), nms_thresh) if boxes else []
-        key = hashlib.blake2b(f"{seed}/{record['name']}".encode(), digest_size=8).digest()
-        order = np.random.default_rng(int.from_bytes(key)).permutation(len(kept))
+        order = keyed(seed, record["name"]).permutation(len(kept))
         return [
             {
                 "segmentation": rle.encode_part(

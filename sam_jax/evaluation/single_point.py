@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,13 +76,14 @@ def run(args: argparse.Namespace) -> None:
     protocol = Protocol(args.clicks, args.first_click, args.seed, True, args.grabcut)
     out = Path(args.out) if args.out else None
     tables = measure_all(predictor, sources, protocol, out, about, args.images)
-    lines = table_rows(tables)
+    figures = summarise(tables)
+    lines = table_rows(tables, figures)
     for line in lines[len(tables) :]:
         print("| " + " | ".join(line) + " |")
     for sentence in drops(tables):
         print(sentence)
     if out:
-        write(out, predictor, sources, tables)
+        write(out, predictor, sources, tables, figures, lines)
 
 
 def measure_all(
@@ -111,11 +111,8 @@ def measure_all(
     for name, source in sources.items():
         settings = {"table": "single-point", "data": repr(source), "records": len(source)}
         settings |= about | vars(protocol)
-        journal = Journal(out and out / "rows" / f"{name}.jsonl", settings)
-        try:
+        with Journal(out and out / "rows" / f"{name}.jsonl", settings) as journal:
             tables[name] = measure(predictor, source, protocol, journal, images, name)
-        finally:
-            journal.close()
         if not tables[name]:
             raise ValueError(f"--data: {name} has no masks that can be measured")
         print_row(name, tables[name], header=len(tables) == 1)
@@ -140,15 +137,13 @@ def measure(
       images: only the first so many records; 0: all.
       name: shown beside the progress bar.
     """
-    from sam_jax.ops.rle import area
 
     def of(records: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        rows: list[list[dict[str, Any]]] = [[] for _ in records]
-        wanted = [i for i, record in enumerate(records) if any(map(area, record["rles"]))]
-        images = [records[i]["image"] for i in wanted]
-        for i, embedding in zip(wanted, models.embed_each(predictor, images), strict=True):
-            rows[i] = clicking.measure_record(predictor, embedding, records[i], protocol)
-        return rows
+        embeddings = models.embed_each(predictor, records)
+        return [
+            clicking.measure_record(predictor, embedding, record, protocol)
+            for embedding, record in zip(embeddings, records, strict=True)
+        ]
 
     at_once = models.images_at_once(predictor)
     each_batch(source, journal, of, at_once, name=name, images=images)
@@ -212,11 +207,17 @@ def _with_interval(prompts: list[str], mean: np.ndarray, drawn: np.ndarray) -> d
     }
 
 
-def table_rows(tables: dict[str, list[dict]]) -> list[list[str]]:
-    """The table's lines: each data set, the mean over them with its interval, what is published."""
+def table_rows(
+    tables: dict[str, list[dict]], figures: dict[str, dict[str, Any]]
+) -> list[list[str]]:
+    """The table's lines: each data set, the mean over them with its interval, what is published.
+
+    Args:
+      tables: the rows of each data set.
+      figures: of `summarise`.
+    """
     lines = [_means(name, rows) for name, rows in tables.items()]
     prompts = clicking.names_of(next(iter(tables.values())))
-    figures = summarise(tables)
     last = figures["mean" if len(tables) > 1 else next(iter(tables))]
     if len(tables) > 1:
         lines.append(["**mean**", str(last["masks"]), *(f"{last['iou'][p]:.3f}" for p in prompts)])
@@ -249,16 +250,17 @@ def write(
     predictor: Any,
     sources: dict[str, Any],
     tables: dict[str, list[dict]],
+    figures: dict[str, dict[str, Any]],
+    lines: list[list[str]],
 ) -> None:
     """masks.csv, scores.json, table.md, two plots, and a contact sheet for each data set."""
     from sam_jax.evaluation.sheets import contact_sheet
 
     rows = [{"data": name, **row} for name, rows in tables.items() for row in rows]
     report.write_csv(out / "masks.csv", rows)
-    figures = summarise(tables)
     report.write_json(out / "scores.json", figures)
     prompts = clicking.names_of(next(iter(tables.values())))
-    text = report.markdown(["data", "masks", *map(title, prompts)], table_rows(tables))
+    text = report.markdown(["data", "masks", *map(title, prompts)], lines)
     report.write_text(out / "table.md", text + "\n")
     report.write_plot(out / "clicks.png", lambda figure: _draw_clicks(figure, figures))
     baseline = "GrabCut" if "GrabCut" in prompts else "filled box"
@@ -301,7 +303,7 @@ def _draw_clicks(figure: Any, figures: dict[str, dict[str, Any]]) -> None:
 
 def draw_differences(figure: Any, gains: dict[str, tuple[float, float, float]], label: str) -> None:
     """Differences and their intervals by data set, sorted, as in the paper's figure 9 (a)."""
-    order: Sequence[str] = sorted(gains, key=lambda name: gains[name][0])
+    order = sorted(gains, key=lambda name: gains[name][0])
     axes = figure.add_subplot()
     for place, name in enumerate(order):
         mean, low, high = gains[name]

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sam_jax.evaluation import intervals, models, report
-from sam_jax.evaluation.coco_scores import Truth, digest
+from sam_jax.evaluation.coco_scores import digest, open_truth
 from sam_jax.evaluation.journal import Journal, each_record, in_order
 
 
@@ -41,10 +41,7 @@ def run(args: argparse.Namespace) -> None:
       ValueError: no data, no categories in it, no such model, one that takes no text, or a category
         without an embedding of the model's width.
     """
-    try:
-        truth = Truth(args.data)
-    except ValueError as error:
-        raise ValueError(f"--data: {error}") from error
+    truth = open_truth(args.data)
     if truth.document is None:
         raise ValueError(f"--data: expected a COCO file with categories, got {truth!r}")
     predictor, about = models.open_model(args.model)
@@ -54,12 +51,9 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out) if args.out else None
     settings = {"table": "text", "data": repr(truth), "records": len(truth)}
     settings |= about | {"embeddings": digest(args.embeddings)}
-    journal = Journal(out and out / "text.jsonl", settings)
-    try:
+    with Journal(out and out / "text.jsonl", settings) as journal:
         measured = measure(predictor, truth.categories, embeddings)
         each_record(truth, journal, measured, name="text", images=args.images)
-    finally:
-        journal.close()
     rows = [row for rows in in_order(journal, truth, args.images) for row in rows]
     if not rows:
         raise ValueError("--data: no image with masks could be measured")

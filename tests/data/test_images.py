@@ -170,3 +170,16 @@ def test_find_images(tmp_path):
     assert names == ["a.webp", "b.JPG", "sub/a.png"]
     with pytest.raises(ImageError, match="existing folder"):
         find_images(tmp_path / "a.webp")
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_the_size_from_the_head_is_that_of_the_picture(tmp_path, orientation):
+    from sam_jax.data.images import image_hw
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    assert image_hw(tmp_path / "a.jpg") == read_image(tmp_path / "a.jpg").shape[:2]
+    (tmp_path / "b.jpg").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match="b.jpg"):
+        image_hw(tmp_path / "b.jpg")

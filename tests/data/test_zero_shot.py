@@ -237,7 +237,8 @@ def woodscape(root):
     picture(root / "rgb_images" / "00001_FV.png")
     annotation = [{"tags": ["car"], "segmentation": corners(m)} for m in (A, B)]
     document = {"00001_FV.json": {"image_height": HW[0], "annotation": annotation}}
-    write(root / "instance_annotations" / "00001_FV.json", document)
+    folder = root / "instance_annotations" / "instance_annotations"  # as it is unpacked
+    write(folder / "00001_FV.json", document)
     return ["00001_FV"]
 
 
@@ -340,7 +341,10 @@ BROKEN = {
         "leftImg8bit/val/bonn/bonn_000001_000019_leftImg8bit.png",
         "gtFine/cityscapes_panoptic_val/bonn_000001_000019_gtFine_panoptic.png",
     ),
-    "woodscape": ("rgb_images/00001_FV.png", "instance_annotations/00001_FV.json"),
+    "woodscape": (
+        "rgb_images/00001_FV.png",
+        "instance_annotations/instance_annotations/00001_FV.json",
+    ),
     "visor": ("GroundTruth-SparseAnnotations/rgb_frames/val/P01/P01_107/P01_107_frame_1.jpg", None),
 }
 

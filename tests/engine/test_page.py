@@ -360,10 +360,13 @@ def test_remove_and_bring_back(page, folder):
     count = page.get("saved")
     page.keys(Keys.ENTER)
     page.wait("saved", count + 1)
+    before = list(Store(folder / "sam_jax_store").alive("a.jpg"))
     page.keys(Keys.DELETE)
     page.wait("saved", count)
+    assert list(Store(folder / "sam_jax_store").alive("a.jpg")) == before[:-1]
     page.chord(Keys.CONTROL, "z")
     page.wait("saved", count + 1)
+    assert list(Store(folder / "sam_jax_store").alive("a.jpg")) == before
 
 
 def test_done_and_help_by_keyboard(page):

@@ -100,7 +100,8 @@ def test_means_over_sets_weigh_each_alike():
     low, high = figures["mean"]["interval"]["1"]
     assert 0.4 <= low < 0.46 and 0.54 < high <= 0.6
     assert figures["a"]["interval"]["1"] == pytest.approx([0.2, 0.2])
-    lines = single_point.table_rows({"a": rows([0.2] * 9), "b": rows([0.8, 1.0, 0.6])})
+    tables = {"a": rows([0.2] * 9), "b": rows([0.8, 1.0, 0.6])}
+    lines = single_point.table_rows(tables, single_point.summarise(tables))
     assert lines[2] == ["**mean**", "12", "0.500", "0.500"]
     assert lines[3][0] == "+-" and 0.04 < float(lines[3][2]) <= 0.1
     assert lines[4][0].startswith("SAM ViT-H") and lines[4][2] == "0.581"
@@ -146,7 +147,7 @@ def mask_pngs(folder):
     return folder
 
 
-def test_every_form_of_data_is_opened_by_name(tmp_path):
+def test_every_form_of_data_is_opened_by_name(tmp_path, capsys):
     root = tmp_path / "root"
     root.mkdir()
     write_sa1b(root / "one")
@@ -159,6 +160,9 @@ def test_every_form_of_data_is_opened_by_name(tmp_path):
     assert list(open_data([str(root / "two" / "all.json")])) == ["all"]
     assert list(open_data([str(root / "three")])) == ["three"]
     assert list(open_data([str(root / "one"), str(root / "two")])) == ["one", "two"]
+    (root / "empty").mkdir()
+    assert sorted(open_data([str(root)])) == ["one", "three", "two"]
+    assert "skipped" in capsys.readouterr().out, "what cannot be read is told"
     with pytest.raises(ValueError, match="two data sets are called one"):
         open_data([str(root / "one"), str(root)])
 
