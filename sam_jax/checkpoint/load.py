@@ -16,6 +16,7 @@ from sam_jax.checkpoint.fetch import RELEASED, released_file
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.models.config import CONFIGS, SamConfig
+from sam_jax.models.quantise import is_quantised, quantise_encoder
 from sam_jax.models.sam import SamModel
 from sam_jax.storage import cache_folder
 
@@ -33,7 +34,7 @@ class Sam:
 
     Attributes:
       model: the Flax module; `model.apply(params, ..., method="encode" | "decode")`.
-      params: the variables {"params", "buffers"}, float32 `jax.Array`s.
+      params: the variables {"params", "buffers"}, float32 `jax.Array`s (int8: `load`).
       config: the sizes, and what is computed in.
       name: the model's name, or that of the file it came from.
     """
@@ -48,6 +49,7 @@ def load(
     name_or_path: str | os.PathLike = "tiny",
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    encoder_weights: Literal["float32", "int8"] = "float32",
     config: SamConfig | None = None,
 ) -> Sam:
     """Loads a model.
@@ -57,6 +59,8 @@ def load(
         released file is fetched once into the cache folder ($SAM_JAX_CACHE or ~/.cache/sam_jax)
         and checked; or the path of a .pth, a .safetensors, an Orbax or a Hugging Face folder.
       dtype: what matrix products are computed in; by default what the file says, or float32.
+      encoder_weights: "int8" rounds the encoder's to a quarter of the memory; such a model can
+        neither be trained nor saved.
       config: what the file must hold, where it isn't to be asked; for paths only.
 
     Returns:
@@ -84,8 +88,12 @@ def load(
         if dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype: expected 'float32' or 'bfloat16', got {dtype!r}")
         config = config.replace(dtype=dtype)
+    if encoder_weights not in ("float32", "int8"):
+        raise ValueError(f"encoder_weights: expected 'float32' or 'int8', got {encoder_weights!r}")
     # Copied: what is mapped from a file must neither be donated nor change with the file.
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), contents.variables)
+    if encoder_weights == "int8":
+        params = quantise_encoder(params)
     return Sam(SamModel(config), params, config, name)
 
 
@@ -128,6 +136,11 @@ def save(
       ValueError: an unknown format, or a path that can't be written.
     """
     format = format or format_of(path)
+    if is_quantised(sam.params):
+        raise CheckpointError(
+            "sam: its encoder is in int8, which no format holds; save the model as it was loaded "
+            "without encoder_weights='int8'"
+        )
     if half and format != "safetensors":
         raise ValueError(f"half: only for the format 'safetensors', got format {format!r}")
     if format == "pth":

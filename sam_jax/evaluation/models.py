@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-HELP = "tiny, vit_b, vit_l, vit_h, or a file; @bfloat16 or @float32 behind it sets the precision"
-PRECISIONS = ("float32", "bfloat16")
+HELP = (
+    "tiny, vit_b, vit_l, vit_h, or a file; @bfloat16 or @float32 behind it sets the precision, "
+    "@int8 rounds the encoder's weights"
+)
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"encoder_weights": "int8"},
+}
 
 
 def open_model(text: str) -> tuple[Any, dict[str, Any]]:
@@ -23,8 +30,8 @@ def open_model(text: str) -> tuple[Any, dict[str, Any]]:
 
     name, _, precision = text.rpartition("@")
     if precision not in PRECISIONS:
-        name, precision = text, None
-    sam = load(name, dtype=precision)
+        name = text
+    sam = load(name, **PRECISIONS.get(precision, {}))
     about = {"model": text, "weights": fingerprint(sam.params), "dtype": sam.config.dtype}
     return Predictor(sam), about
 

@@ -28,10 +28,12 @@ from sam_jax.models.prompt_encoder import (
     draw_boxes,
 )
 from sam_jax.models.sam import SamModel, normalise
+from sam_jax.models.transformer import ImageParts
 from sam_jax.storage import cache_folder
 
-POINT_SLOTS = (8, 32, 128, 512)
-"""Slots of a prompt: its points, the "not a point" token, the two corners of its box."""
+POINT_SLOTS = (3, 11, 43, 123, 507)
+"""Slots of a prompt: its points, the "not a point" token, the two corners of its box. With the
+decoder's own 5 tokens they make 8, 16, 48, 128 and 512."""
 PROMPT_SLOTS = (1, 4, 16, 64)
 """Prompts that are decoded in one call; more of them take several calls."""
 PROMPT_SLOTS_CPU = (1, 4, 8)
@@ -40,6 +42,9 @@ POINTS, POINTS_CPU = (4, 16, 64, 256), (4, 16, 64)
 """Single points that `decode_points` takes in one call."""
 CHUNKS, CHUNKS_CPU = (1, 4, 16, 64), (1, 2)
 """Of these, how many are decoded at a time: more of them leave a CPU's cache."""
+
+KEPT_PARTS = 4
+"""Images whose `image_parts` a model remembers: 14 MB each at the released sizes."""
 
 _executables: dict[Any, Any] = {}
 _lock = threading.Lock()
@@ -126,6 +131,7 @@ class CompiledModel:
         leaves, structure = jax.tree.flatten(self.variables)
         self.on_cpu = next(iter(leaves[0].devices())).platform == "cpu"
         self._key = (config, structure, tuple((x.shape, x.dtype, x.sharding) for x in leaves))
+        self._parts: list[tuple[jax.Array, ImageParts]] = []
 
     def encode(self, images: np.ndarray, input_hw: np.ndarray) -> jax.Array:
         """Padded photos -> embeddings.
@@ -168,12 +174,13 @@ class CompiledModel:
         if prompt_slots is None:
             prompt_slots = prompt_slots_of(features)
         slots = bucket(prompts.labels.shape[2], point_slots)
+        parts = self.image_parts(features) if prompts.masks is None else None
         logits, scores = [], []
         for start in range(0, count, prompt_slots[-1]):
             part = jax.tree.map(lambda x, s=start: x[:, s : s + prompt_slots[-1]], prompts)
             size = part.labels.shape[1]
             part = _fill(part, bucket(size, prompt_slots), slots)
-            result = self._run("decode", _decode, features, part)
+            result = self._run("decode", _decode, features, part, parts)
             for chunks, x in zip((logits, scores), result, strict=True):
                 chunks.append(np.asarray(x)[0, :size])
         if len(logits) == 1:
@@ -197,7 +204,17 @@ class CompiledModel:
         sizes = CHUNKS_CPU if self.on_cpu else CHUNKS
         chunk = min(max(size for size in sizes if size <= at_once), points.shape[1])
         program = functools.partial(_decode_points, chunk=chunk)
-        return self._run(f"points {chunk}", program, features, np.asarray(points, np.float32))
+        points = np.asarray(points, np.float32)
+        return self._run(f"points {chunk}", program, features, points, self.image_parts(features))
+
+    def image_parts(self, features: jax.Array) -> ImageParts:
+        """What the decoder makes of embeddings before any prompt; kept for the last few of them."""
+        for known, parts in self._parts:
+            if known is features:
+                return parts
+        parts = self._run("parts", _image_parts, features)
+        self._parts = [(features, parts), *self._parts[: KEPT_PARTS - 1]]
+        return parts
 
     @property
     def point_counts(self) -> tuple[int, ...]:
@@ -234,11 +251,15 @@ def _encode(config: SamConfig, variables, images, input_hw):
     return SamModel(config).apply(variables, images, method="encode")
 
 
-def _decode(config: SamConfig, variables, features, prompts):
-    return SamModel(config).apply(variables, features, prompts, method="decode")
+def _image_parts(config: SamConfig, variables, features):
+    return SamModel(config).apply(variables, features, method="image_parts")
 
 
-def _decode_points(config: SamConfig, variables, features, points, chunk: int):
+def _decode(config: SamConfig, variables, features, prompts, parts):
+    return SamModel(config).apply(variables, features, prompts, parts=parts, method="decode")
+
+
+def _decode_points(config: SamConfig, variables, features, points, parts, chunk: int):
     """`chunk` points at a time; a point is two slots: itself, and "not a point"."""
     b, n = points.shape[:2]
     slots = jnp.stack([points, jnp.zeros_like(points)], 2)
@@ -246,8 +267,9 @@ def _decode_points(config: SamConfig, variables, features, points, chunk: int):
     labels = jnp.broadcast_to(jnp.array([POSITIVE, NOT_A_POINT]), (b, chunk, 2))
 
     def decode(part):
+        prompts = Prompts(part, labels)
         return SamModel(config).apply(
-            variables, features, Prompts(part, labels), method="decode", multi=True
+            variables, features, prompts, wanted="several", parts=parts, method="decode"
         )
 
     results = jax.lax.map(decode, slots)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from sam_jax.data.images import read_image
-from sam_jax.inference.compiled import CompiledModel, use_compilation_cache
+from sam_jax.inference.compiled import POINT_SLOTS, CompiledModel, bucket, use_compilation_cache
 from sam_jax.inference.prompts import Prompt, gather, to_slots
 from sam_jax.ops.masks import upscale_masks
 from sam_jax.ops.transforms import pad_to_frame, resize_image, resized_hw
@@ -98,14 +98,16 @@ class Predictor:
 
         Args:
           prompts: so many at once, or fewer down to the next smaller number of slots.
-          points: points of each prompt, likewise.
+          points: so many points a prompt, and fewer; what up to 7 need is always compiled.
           masks: whether the prompts have masks, or boxes that the model draws as such
             (`SamConfig.draw_boxes`).
         """
         embedding = self.embed(np.zeros((self.image_size, self.image_size, 3), np.uint8))
         h, w = embedding.features.shape[1:3]
         logits = np.zeros((prompts, 4 * h, 4 * w)) if masks else None
-        self.predict(embedding, np.zeros((prompts, points, 2)), mask_logits=logits)
+        most = bucket(max(points + 1, 8), POINT_SLOTS)
+        for slots in [size for size in POINT_SLOTS if size < most] + [most]:
+            self.predict(embedding, np.zeros((prompts, slots - 1, 2)), mask_logits=logits)
 
     def embed(self, image: Any) -> Embedding:
         """Encodes a photo, or a list of photos of any sizes.

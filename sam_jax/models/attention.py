@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, PartitionSpec
 
+from sam_jax.models import attention_gpu, attention_tpu
 from sam_jax.ops.resize import resize_axis
 
 FOLD_LIMIT = 1024
 """Up to so many tokens the whole score matrix is held; beyond it, rows of queries at a time."""
 
+_mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+
+
+def offset_table(table: jax.Array, size: int) -> jax.Array:
+    """float32 [2 * size - 1, D] out of a table [L, D]: offsets from -(size-1) to size-1.
+
+    A table of another length is resized linearly (image_encoder.py get_rel_pos of the released
+    code).
+    """
+    return resize_axis(table, 0, 2 * size - 1, "linear")
+
 
 def relative_table(table: jax.Array, size: int) -> jax.Array:
-    """float32 [size, size, D] (query, key) out of a table [L, D] of offsets.
-
-    Offsets run from -(size-1) to size-1; a table of another length is resized linearly
-    (image_encoder.py get_rel_pos of the released code).
-    """
-    table = resize_axis(table, 0, 2 * size - 1, "linear")
+    """float32 [size, size, D] (query, key) out of a table [L, D] of offsets."""
     offset = np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
-    return table[offset]
+    return offset_table(table, size)[offset]
 
 
 def rel_pos_attention(
@@ -38,41 +49,46 @@ def rel_pos_attention(
     Returns:
       [B, h, w, N, D] in v's dtype.
     """
+    forms = WINDOWS if q.shape[1] * q.shape[2] <= FOLD_LIMIT else WHOLE_MAPS
+    forms = {name: functools.partial(form, precision=precision) for name, form in forms.items()}
+    return jax.lax.platform_dependent(q, k, v, rel_h, rel_w, **forms)
+
+
+@contextlib.contextmanager
+def images_over(mesh: Mesh | None) -> Iterator[None]:
+    """While tracing a program whose images are split over all axes of a mesh; None: they are not.
+
+    XLA cannot split a kernel: inside, each device runs it on its own images.
+    """
+    token = _mesh.set(mesh)
+    try:
+        yield
+    finally:
+        _mesh.reset(token)
+
+
+def _heads_first(q, k, v, rel_h, rel_w, precision):
+    """q, k, v as [B, N, h * w, D], and the biases float32 [B, N, h * w, h] and [..., w]."""
     b, h, w, n, d = q.shape
-    bias_h = jnp.einsum(
-        "bhwnd,hkd->bnhwk",
-        q,
-        relative_table(rel_h, h).astype(q.dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    ).reshape(b, n, h * w, h)
-    bias_w = jnp.einsum(
-        "bhwnd,wkd->bnhwk",
-        q,
-        relative_table(rel_w, w).astype(q.dtype),
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    ).reshape(b, n, h * w, w)
-    q, k, v = (x.transpose(0, 3, 1, 2, 4).reshape(b, n, h * w, d) for x in (q, k, v))
-    if h * w <= FOLD_LIMIT:
-        out = _folded(q, k, v, bias_h, bias_w, precision)
-    else:
-        out = jax.lax.platform_dependent(
-            *(q, k, v, bias_h, bias_w),
-            cpu=functools.partial(_by_images_and_rows, precision=precision),
-            tpu=functools.partial(_by_rows, precision=precision),
-            default=functools.partial(_folded, precision=precision),
+    biases = []
+    for axis, table, size in (("h", rel_h, h), ("w", rel_w, w)):
+        bias = jnp.einsum(
+            f"bhwnd,{axis}kd->bnhwk",
+            q,
+            relative_table(table, size).astype(q.dtype),
+            precision=precision,
+            preferred_element_type=jnp.float32,
         )
-    return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
+        biases.append(bias.reshape(b, n, h * w, size))
+    q, k, v = (x.transpose(0, 3, 1, 2, 4).reshape(b, n, h * w, d) for x in (q, k, v))
+    return q, k, v, *biases
 
 
-def _folded(q, k, v, bias_h, bias_w, precision):
+def _folded(q, k, v, rel_h, rel_w, precision):
     """The bias as part of the product: [q s, q.Rh, q.Rw] times [k, row one-hot, column one-hot]."""
-    h, w = bias_h.shape[-1], bias_w.shape[-1]
-    row = np.repeat(np.eye(h), w, axis=0)
-    column = np.tile(np.eye(w), (h, 1))
-    place = jnp.asarray(np.concatenate([row, column], 1), k.dtype)
-    place = jnp.broadcast_to(place, (*k.shape[:-1], h + w))
+    b, h, w, n, d = q.shape
+    q, k, v, bias_h, bias_w = _heads_first(q, k, v, rel_h, rel_w, precision)
+    place = jnp.broadcast_to(jnp.asarray(_place(h, w), k.dtype), (*k.shape[:-1], h + w))
     left = jnp.concatenate(
         [q * q.shape[-1] ** -0.5, bias_h.astype(q.dtype), bias_w.astype(q.dtype)], -1
     )
@@ -80,7 +96,56 @@ def _folded(q, k, v, bias_h, bias_w, precision):
     scores = jnp.einsum(
         "bnqd,bnkd->bnqk", left, right, precision=precision, preferred_element_type=jnp.float32
     )
-    return _softmax_values(scores, v, precision)
+    out = _softmax_values(scores, v, precision)
+    return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
+
+
+def _kernel_tpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
+    """The folded form in one kernel, which never writes scores to memory."""
+    _, h, w, _, d = q.shape
+
+    def heads(q, k, v, rel_h, rel_w):
+        b, n = q.shape[0], q.shape[3]
+        *qkv, bias_h, bias_w = _heads_first(q, k, v, rel_h, rel_w, precision)
+        bias = jnp.concatenate([bias_h, bias_w], -1).astype(q.dtype)
+        qkv_bias = [x.reshape(b * n, h * w, -1) for x in (*qkv, bias)]
+        place = jnp.asarray(_place(h, w), q.dtype)
+        out = attention_tpu.attend(*qkv_bias, place, precision, interpret)
+        return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
+
+    return _each_device(heads)(q, k, v, rel_h, rel_w)
+
+
+def _kernel_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
+    """Rows of keys at a time with an online softmax, in one kernel."""
+    _, h, w, _, d = q.shape
+    if not interpret and not attention_gpu.fits((h, w)):
+        return _by_rows(q, k, v, rel_h, rel_w, precision)
+
+    def heads(q, k, v, rel_h, rel_w):
+        b, n = q.shape[0], q.shape[3]
+        parts = _heads_first(q, k, v, rel_h, rel_w, precision)
+        out = attention_gpu.attend(
+            *(x.reshape(b * n, h * w, -1) for x in parts), precision, interpret
+        )
+        return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
+
+    return _each_device(heads)(q, k, v, rel_h, rel_w)
+
+
+def _each_device(form):
+    """The form on each device's own images, where `images_over` says that they are split."""
+    mesh = _mesh.get()
+    if mesh is None:
+        return form
+    images, tables = PartitionSpec(mesh.axis_names), PartitionSpec()
+    specs = (images, images, images, tables, tables)
+    return jax.shard_map(form, mesh=mesh, in_specs=specs, out_specs=images, check_vma=False)
+
+
+def _place(h: int, w: int) -> np.ndarray:
+    """[h * w, h + w]: ones at a key's row, and at h plus its column."""
+    return np.concatenate([np.repeat(np.eye(h), w, axis=0), np.tile(np.eye(w), (h, 1))], 1)
 
 
 def _softmax_values(scores, v, precision):
@@ -97,25 +162,59 @@ def _softmax_values(scores, v, precision):
     return (out / total).astype(v.dtype)
 
 
-def _by_images_and_rows(q, k, v, bias_h, bias_w, precision):
-    """As `_by_rows`, one image after the other: the scores fit a CPU's cache."""
-    if q.shape[0] == 1:
-        return _by_rows(q, k, v, bias_h, bias_w, precision)
+def _by_heads_and_rows(q, k, v, rel_h, rel_w, precision, rows: int = 4):
+    """A few image rows of queries of one head of one image at a time: what a CPU's cache holds.
 
-    def image(args):
-        return _by_rows(*(x[None] for x in args), precision)[0]
+    The backward pass computes the scores again and never holds them all.
+    """
+    b, h, w, n, d = q.shape
+    while h % rows:
+        rows -= 1
+    product = functools.partial(jnp.einsum, precision=precision, preferred_element_type=jnp.float32)
+    by_row = relative_table(rel_h, h).astype(q.dtype)
+    by_column = offset_table(rel_w, w)[::-1].astype(q.dtype)
 
-    return jax.lax.map(image, (q, k, v, bias_h, bias_w))
+    def head(args):
+        q, k, v = args
+        bias_h = product("hwd,hkd->hwk", q, by_row)
+        bias_w = _shifted(product("hwd,od->hwo", q, by_column))
+        k, v = (x.reshape(h * w, -1) for x in (k, v))
+        # A column of ones sums the weights: a pass less over what is too large for the cache.
+        v = jnp.concatenate([v, jnp.ones((h * w, 1), v.dtype)], -1)
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def block(args):
+            q, bias_h, bias_w = args
+            scores = product("qd,kd->qk", q, k).reshape(-1, h, w)
+            scores += bias_h[..., None] + bias_w[:, None]
+            most = jax.lax.stop_gradient(scores.max((1, 2), keepdims=True))
+            weights = jnp.exp(scores - most).astype(v.dtype)
+            out = product("qk,kd->qd", weights.reshape(-1, h * w), v)
+            return (out[:, :-1] / out[:, -1:]).astype(v.dtype)
+
+        blocks = [x.reshape(h // rows, rows * w, -1) for x in (q * d**-0.5, bias_h, bias_w)]
+        return jax.lax.map(block, blocks).reshape(h, w, d)
+
+    heads = [x.transpose(0, 3, 1, 2, 4).reshape(b * n, h, w, d) for x in (q, k, v)]
+    return jax.lax.map(head, heads).reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
 
 
-def _by_rows(q, k, v, bias_h, bias_w, precision, rows: int = 4):
+def _shifted(x):
+    """[..., w, 2w-1] -> [..., w, w]: row i from column w-1-i on, by slices and reshapes alone."""
+    *lead, w, _ = x.shape
+    x = x.reshape(*lead, -1)[..., w - 1 : w - 1 + w * (2 * w - 2)]
+    return x.reshape(*lead, w, 2 * w - 2)[..., :w]
+
+
+def _by_rows(q, k, v, rel_h, rel_w, precision, rows: int = 4):
     """A few image rows of queries of one head at a time, for all images together.
 
     No loop runs over images: were they split over devices, every device would fetch and compute
     all of them. The backward pass computes the scores again and never holds them all.
     """
-    b, n, length, d = q.shape
-    h, w = bias_h.shape[-1], bias_w.shape[-1]
+    b, h, w, n, d = q.shape
+    length = h * w
+    q, k, v, bias_h, bias_w = _heads_first(q, k, v, rel_h, rel_w, precision)
     while h % rows:
         rows -= 1
 
@@ -139,4 +238,15 @@ def _by_rows(q, k, v, bias_h, bias_w, precision, rows: int = 4):
 
     k, v = (x.transpose(1, 0, 2, 3) for x in (k, v))
     out = jax.lax.map(head, (blocks(q * d**-0.5), k, v, blocks(bias_h), blocks(bias_w)))
-    return out.transpose(2, 0, 1, 3, 4).reshape(b, n, length, d)
+    return out.transpose(2, 0, 1, 3, 4).reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
+
+
+WINDOWS = {"tpu": _kernel_tpu, "default": _folded}
+"""The form for at most FOLD_LIMIT tokens, by platform."""
+WHOLE_MAPS = {
+    "tpu": _kernel_tpu,
+    "cpu": _by_heads_and_rows,
+    "cuda": _kernel_gpu,
+    "default": _by_rows,
+}
+"""Likewise for more of them."""

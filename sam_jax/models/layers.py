@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,27 @@ from sam_jax.models.config import SamConfig
 
 ENCODER_EPS = 1e-6  # the image encoder and every LayerNorm over channels of a map
 DECODER_EPS = 1e-5  # the two-way transformer: PyTorch's default
+
+
+class ChannelNorm(nn.Module):
+    """LayerNorm over `axis`, in float32 whatever comes in; `centred` inputs have a mean of 0."""
+
+    epsilon: float
+    axis: int
+    centred: bool = False
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Any shape -> float32 of that shape."""
+        shape = [1] * x.ndim
+        shape[self.axis] = x.shape[self.axis]
+        scale = self.param("scale", nn.initializers.ones, (x.shape[self.axis],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[self.axis],))
+        x = x.astype(jnp.float32)
+        if not self.centred:
+            x = x - x.mean(self.axis, keepdims=True)
+        scaled = jax.lax.rsqrt(jnp.square(x).mean(self.axis, keepdims=True) + self.epsilon)
+        return x * (scaled * scale.reshape(shape)) + bias.reshape(shape)
 
 
 def norm(epsilon: float, name: str) -> nn.LayerNorm:
@@ -22,10 +45,99 @@ def precision(config: SamConfig) -> jax.lax.Precision | None:
     return jax.lax.Precision.HIGHEST if config.dtype == "float32" else None
 
 
-def dense(config: SamConfig, features: int, name: str, **kwargs) -> nn.Dense:
-    """A linear layer with float32 parameters, computed in the config's dtype."""
-    kwargs.setdefault("kernel_init", nn.initializers.xavier_uniform())
-    return nn.Dense(features, dtype=config.dtype, precision=precision(config), name=name, **kwargs)
+class Weights(NamedTuple):
+    """A linear layer's parameters.
+
+    Attributes:
+      kernel: [C, D] in float32, bfloat16 or int8.
+      bias: float32 [D] or None.
+      scale: float32 [D], what an int8 kernel's columns are multiplied by, or None.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array | None = None
+    scale: jax.Array | None = None
+
+
+class Dense(nn.Module):
+    """A linear layer, computed in `dtype`; its parameters are float32 unless stored otherwise."""
+
+    features: int
+    dtype: str
+    use_bias: bool = True
+    kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+    @nn.compact
+    def weights(self, width: int) -> Weights:
+        """The parameters for inputs of `width` channels, for products taken in another order."""
+        kernel = self.param("kernel", self.kernel_init, (width, self.features))
+        bias = scale = None
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if kernel.dtype == jnp.int8:
+            scale = self.get_variable("params", "scale")
+        return Weights(kernel, bias, scale)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., C] -> [..., features] in `dtype`."""
+        return linear(x, self.weights(x.shape[-1]), self.dtype).astype(self.dtype)
+
+
+def dense(config: SamConfig, features: int, name: str, **kwargs) -> Dense:
+    """A linear layer computed in the config's dtype."""
+    return Dense(features, config.dtype, name=name, **kwargs)
+
+
+def linear(x: jax.Array, weights: Weights, dtype: str) -> jax.Array:
+    """[..., C] -> float32 [..., D], the factors of the product rounded to `dtype`."""
+    x = x.astype(dtype)
+    if dtype == "float32":
+        kernel = weights.kernel.astype(dtype)
+        y = jnp.matmul(x, kernel, precision=jax.lax.Precision.HIGHEST)
+    else:
+        y = low_product(x, weights.kernel)
+    if weights.scale is not None:
+        y *= weights.scale
+    return y if weights.bias is None else y + weights.bias
+
+
+@jax.custom_vjp
+def low_product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """bfloat16 [..., C] times float32 [C, D]: bfloat16 factors, float32 sums and result.
+
+    Products of bfloat16 to bfloat16 miss a CPU's matrix units (AMX). The kernel's gradient is
+    float32 too.
+    """
+    return _wide(x, kernel.astype(x.dtype))
+
+
+def _wide(x, kernel):
+    return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+
+def _low_product_forward(x, kernel):
+    return low_product(x, kernel), (x, kernel)
+
+
+def _low_product_backward(saved, g):
+    x, kernel = saved
+    g = g.astype(x.dtype)
+    rows, columns = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    dkernel = jax.lax.platform_dependent(
+        *(rows, columns),
+        cpu=lambda a, b: _wide(turned(a), b),
+        default=lambda a, b: _wide(a.T, b),
+    )
+    return _wide(g, kernel.astype(x.dtype).T).astype(x.dtype), dkernel
+
+
+low_product.defvjp(_low_product_forward, _low_product_backward)
+
+
+def turned(x: jax.Array) -> jax.Array:
+    """x.T of [L, D] in memory: XLA:CPU folds a plain one into the product, which is slow then."""
+    n = next(n for n in (32, 16, 8, 4, 2, 1) if x.shape[0] % n == 0)
+    return x.reshape(-1, n, x.shape[1]).transpose(2, 0, 1).reshape(x.shape[1], x.shape[0])
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from sam_jax.models.config import SamConfig
-from sam_jax.models.layers import ENCODER_EPS, MlpHead, dense, gelu, norm, precision
-from sam_jax.models.transformer import TwoWayTransformer
+from sam_jax.models.layers import ENCODER_EPS, ChannelNorm, MlpHead, dense, gelu, precision, turned
+from sam_jax.models.transformer import ImageParts, TwoWayTransformer
 
-TOKEN_TILE = 16
+Wanted = Literal["all", "several", "one"]
+"""Which masks are computed: all four, those of an ambiguous prompt (1-3), or the single one (0)."""
 
 
 class MaskDecoder(nn.Module):
@@ -17,9 +20,39 @@ class MaskDecoder(nn.Module):
 
     config: SamConfig
 
-    @nn.compact
+    def setup(self) -> None:
+        c = self.config
+        d, k = c.embed_dim, c.num_masks
+        normal = nn.initializers.normal(0.3)
+        self.iou_token = self.param("iou_token", normal, (1, d))
+        self.mask_tokens = self.param("mask_tokens", normal, (k, d))
+        self.transformer = TwoWayTransformer(c)
+        for i in range(k):
+            setattr(self, f"hyper_mlp_{i}", MlpHead(c, d, d // 8, 3))
+        self.iou_head = MlpHead(c, c.iou_head_width, k, c.iou_head_depth)
+        plain = {"kernel_init": _fan_in(), "use_bias": False}
+        self.upscale_conv1 = dense(c, 4 * (d // 4), "upscale_conv1", **plain)
+        self.upscale_norm = ChannelNorm(ENCODER_EPS, axis=-3, centred=True)
+        self.upscale_conv2 = dense(c, 4 * (d // 8), "upscale_conv2", **plain)
+        self.upscale_bias1 = self.param("upscale_bias1", nn.initializers.zeros, (d // 4,))
+        self.upscale_bias2 = self.param("upscale_bias2", nn.initializers.zeros, (d // 8,))
+
+    def image_parts(self, embedding, image_pe, dense_map) -> ImageParts:
+        """What no prompt changes, computed once an image; arguments as for the decoder."""
+        b, h, w, d = embedding.shape
+        image = (embedding[:, None] + dense_map).reshape(b, h * w, d)
+        return self.transformer.image_parts(image.swapaxes(1, 2), image_pe.reshape(h * w, d).T)
+
     def __call__(
-        self, embedding, image_pe, tokens, live, dense_map, train: bool = False, multi: bool = False
+        self,
+        embedding,
+        image_pe,
+        tokens,
+        live,
+        dense_map,
+        train: bool = False,
+        wanted: Wanted = "all",
+        parts: ImageParts | None = None,
     ):
         """Decodes N prompts of each of B images.
 
@@ -29,68 +62,60 @@ class MaskDecoder(nn.Module):
           tokens: float32 [B, N, T, D], live: bool [B, N, T].
           dense_map: float32, broadcasts to [B, N, h, w, D]; N = 1 is shared by the prompts.
           train: whether dropout is on.
-          multi: whether only the masks of an ambiguous prompt are wanted. Tokens are not padded
-            then, so the result is what it is otherwise, and with other slots, within rounding.
+          wanted: which masks.
+          parts: `image_parts` where they are at hand; `dense_map` is then shared.
 
         Returns:
           float32 logits [B, N, K, 4h, 4w] and predicted IoU [B, N, K]; K = 0 is the single mask,
-          which is left out with `multi`.
+          K is 4, 3 or 1 by `wanted`.
         """
-        c = self.config
         b, h, w, d = embedding.shape
         n = tokens.shape[1]
-        normal = nn.initializers.normal(0.3)
-        iou_token = self.param("iou_token", normal, (1, d))
-        mask_tokens = self.param("mask_tokens", normal, (c.num_masks, d))
-        own = jnp.concatenate([iou_token, mask_tokens])
+        own = jnp.concatenate([self.iou_token, self.mask_tokens])
         tokens = jnp.concatenate([jnp.broadcast_to(own, (b, n, *own.shape)), tokens], 2)
         live = jnp.pad(live, ((0, 0), (0, 0), (own.shape[0], 0)), constant_values=True)
-        # Products of other shapes round differently: within a tile of tokens the result is the
-        # same to the bit however many slots are empty.
-        extra = 0 if train or multi else -tokens.shape[2] % TOKEN_TILE
-        tokens = jnp.pad(tokens, ((0, 0), (0, 0), (0, extra), (0, 0)))
-        live = jnp.pad(live, ((0, 0), (0, 0), (0, extra)))
 
-        image = embedding[:, None] + dense_map
-        image = jnp.broadcast_to(image, (b, *image.shape[1:])).reshape(b, -1, h * w, d)
-        tokens, image = TwoWayTransformer(c, name="transformer")(
-            tokens, image, image_pe.reshape(h * w, d), live, train
-        )
-        heads = [
-            MlpHead(c, d, d // 8, 3, name=f"hyper_mlp_{k}")(tokens[:, :, 1 + k])
-            for k in range(1 if multi else 0, c.num_masks)
-        ]
-        iou = MlpHead(c, c.iou_head_width, c.num_masks, c.iou_head_depth, name="iou_head")(
-            tokens[:, :, 0]
-        )
-        logits = self._masks(image.astype(c.dtype), jnp.stack(heads, 2), (h, w))
-        iou = iou[..., c.num_masks - len(heads) :]
+        if parts is None:
+            positions = image_pe.reshape(h * w, d).T
+            image = embedding[:, None] + dense_map
+            image = jnp.broadcast_to(image, (b, *image.shape[1:])).reshape(b, -1, h * w, d)
+            image = image.swapaxes(2, 3)
+        else:
+            image, positions = parts.image[:, None], parts.positions
+        tokens, image = self.transformer(tokens, image, positions, live, train, parts)
+        count = self.config.num_masks
+        chosen = {"all": range(count), "several": range(1, count), "one": range(1)}[wanted]
+        heads = [getattr(self, f"hyper_mlp_{k}")(tokens[:, :, 1 + k]) for k in chosen]
+        iou = self.iou_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
+        logits = self._masks(image, jnp.stack(heads, 2), (h, w))
         return logits.astype(jnp.float32), iou.astype(jnp.float32)
 
     def _masks(self, image, heads, hw):
         """Two 2x2 transposed convolutions and the product with the heads.
 
-        Both are matrix products a pixel; the 4 x 4 outputs of a pixel are put in their places
-        only in the final logits.
+        image float32 [B, N, D, h * w], heads [B, N, K, D / 8] -> [B, N, K, 4h, 4w]. Both are
+        matrix products a pixel; the 4 x 4 outputs of a pixel are put in their places only in the
+        final logits.
         """
         c, (h, w), d = self.config, hw, self.config.embed_dim
-        up1 = dense(c, 4 * (d // 4), "upscale_conv1", kernel_init=_fan_in(), use_bias=False)
-        bias1 = self.param("upscale_bias1", nn.initializers.zeros, (d // 4,))
-        up2 = dense(c, 4 * (d // 8), "upscale_conv2", kernel_init=_fan_in(), use_bias=False)
-        bias2 = self.param("upscale_bias2", nn.initializers.zeros, (d // 8,))
         b, n = image.shape[:2]
-        x = up1(image).reshape(b, n, h * w, 4, d // 4) + bias1.astype(c.dtype)
-        x = gelu(norm(ENCODER_EPS, "upscale_norm")(x)).astype(c.dtype)
-        x = up2(x).reshape(b, n, h * w * 16, d // 8) + bias2.astype(c.dtype)
-        logits = jnp.einsum(
-            "bnpd,bnkd->bnkp",
-            gelu(x),
-            heads,
-            precision=precision(c),
-            preferred_element_type=jnp.float32,
-        )
-        logits = logits.reshape(b, n, -1, h, w, 2, 2, 2, 2)
-        logits = logits.transpose(0, 1, 2, 3, 5, 7, 4, 6, 8)
+
+        def product(x, y):
+            x, y = x.astype(c.dtype), y.astype(c.dtype)
+            return jnp.matmul(x, y, precision=precision(c), preferred_element_type=jnp.float32)
+
+        # LayerNorm takes the mean from the channels: it is taken from kernel and bias instead.
+        # Rows are [D / 4, 4] here, so that the second product takes all 4 pixels of the first's.
+        first = self.upscale_conv1.weights(d).kernel.reshape(d, 4, d // 4)
+        first = (first - first.mean(2, keepdims=True)).transpose(2, 1, 0).reshape(-1, d)
+        bias = self.upscale_bias1 - self.upscale_bias1.mean()
+        x = product(first, image).reshape(b, n, d // 4, 4, h * w) + bias[:, None, None]
+        x = gelu(self.upscale_norm(x)).reshape(b, n, d // 4, 4 * h * w)
+        x = product(turned(self.upscale_conv2.weights(d // 4).kernel), x)
+        x = x.reshape(b, n, 4, d // 8, 4 * h * w) + self.upscale_bias2[:, None]
+        logits = product(heads[:, :, None], gelu(x))
+        logits = logits.reshape(b, n, 2, 2, -1, 2, 2, h, w)
+        logits = logits.transpose(0, 1, 4, 7, 5, 2, 8, 6, 3)
         return logits.reshape(b, n, -1, 4 * h, 4 * w)
 
 

@@ -147,8 +147,12 @@ class PromptEncoder(nn.Module):
         text = self.text_proj(prompts.text)[:, :, None].astype(tokens.dtype)
         return jnp.concatenate([tokens, text], 2), jnp.concatenate([live, has[..., None]], 2)
 
+    def plain_map(self) -> jax.Array:
+        """float32 [1, 1, 1, 1, D]: the dense map of prompts without a mask."""
+        return self.no_mask[None, None, None, None]
+
     def _dense(self, prompts: Prompts, grid_hw: tuple[int, int]) -> jax.Array:
-        no_mask = self.no_mask[None, None, None, None]
+        no_mask = self.plain_map()
         if prompts.masks is None:
             if self.is_initializing():
                 self._embed_masks(jnp.zeros((1, 1, 4, 4)))

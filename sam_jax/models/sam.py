@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from sam_jax.models.config import SamConfig
 from sam_jax.models.image_encoder import ImageEncoder
-from sam_jax.models.mask_decoder import MaskDecoder
+from sam_jax.models.mask_decoder import MaskDecoder, Wanted
 from sam_jax.models.prompt_encoder import EMPTY, PromptEncoder, Prompts
+from sam_jax.models.transformer import ImageParts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -33,14 +34,29 @@ class SamModel(nn.Module):
         """Normalised, padded images float [B, H, W, 3] -> embeddings float32 [B, h, w, D]."""
         return self.image_encoder(images, train)
 
+    def image_parts(self, embedding: jax.Array) -> ImageParts:
+        """What the decoder makes of embeddings [B, h, w, D] before any prompt is there.
+
+        Given to `decode` it saves that work for every prompt that comes without a mask.
+        """
+        hw = embedding.shape[1:3]
+        positions = self.prompt_encoder.dense_positions(hw)
+        return self.mask_decoder.image_parts(embedding, positions, self.prompt_encoder.plain_map())
+
     def decode(
-        self, embedding: jax.Array, prompts: Prompts, train: bool = False, multi: bool = False
+        self,
+        embedding: jax.Array,
+        prompts: Prompts,
+        train: bool = False,
+        wanted: Wanted = "all",
+        parts: ImageParts | None = None,
     ):
         """Embeddings [B, h, w, D] and prompts -> logits [B, N, K, 4h, 4w], IoU [B, N, K].
 
         K is 4: index 0 is the mask for several prompts, 1-3 the whole, part and subpart of one
         ambiguous prompt. Points are pixels of the padded model frame [h * patch, w * patch].
-        With `multi` K is 3, index 0 left out (see `MaskDecoder`).
+        With `wanted` "several" K is 3 (index 0 left out), with "one" it is 1. `parts` is what
+        `image_parts` gave for the embeddings; it goes unused where prompts have masks.
         """
         if embedding.ndim != 4 or embedding.shape[-1] != self.config.embed_dim:
             raise ValueError(
@@ -53,8 +69,9 @@ class SamModel(nn.Module):
                 f"{prompts.points.shape} and {prompts.labels.shape}"
             )
         tokens, live, dense_map = self.prompt_encoder(prompts, hw)
-        image_pe = self.prompt_encoder.dense_positions(hw)
-        return self.mask_decoder(embedding, image_pe, tokens, live, dense_map, train, multi)
+        parts = parts if prompts.masks is None else None
+        image_pe = self.prompt_encoder.dense_positions(hw) if parts is None else None
+        return self.mask_decoder(embedding, image_pe, tokens, live, dense_map, train, wanted, parts)
 
     def __call__(self, images: jax.Array, prompts: Prompts, train: bool = False):
         """Encodes and decodes: logits [B, N, K, 4h, 4w] and predicted IoU [B, N, K]."""

@@ -3,123 +3,190 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from sam_jax.models.config import SamConfig
-from sam_jax.models.layers import DECODER_EPS, dense, norm, precision
+from sam_jax.models.layers import DECODER_EPS, ChannelNorm, dense, norm, precision, turned
 
-# Axes: B images, N prompts, T tokens, L pixels of the embedding, D channels. The image side has an
-# axis M that is 1 as long as all prompts of an image share it, and N from then on.
+# Axes: B images, N prompts, T tokens, L pixels of the embedding, D channels, H heads of C channels
+# each. The image is [.., D, L] throughout: every product with it then is one of plain matrices, and
+# softmax over few tokens and LayerNorm over channels are elementwise in L.
 
 
-class Projection(nn.Module):
-    """A linear layer that gives its parameters away, for products taken in another order."""
+class ImageParts(NamedTuple):
+    """What the decoder makes of an image before any prompt is there.
 
-    config: SamConfig
-    features: int
+    Attributes:
+      image: float32 [B, D, L], the embedding and the dense map of prompts without a mask.
+      positions: float32 [D, L].
+      keys: [B, H, C, L] in the model's dtype, of the first attention from the tokens to the image.
+      values: [B, H, L, C], likewise.
+      queries: [B, H, C, L], of the first attention from the image to the tokens.
+    """
 
-    @nn.compact
-    def __call__(self, width: int) -> tuple[jax.Array, jax.Array]:
-        """The kernel [width, features] and the bias [features] in the config's dtype."""
-        init = nn.initializers.xavier_uniform()
-        kernel = self.param("kernel", init, (width, self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return kernel.astype(self.config.dtype), bias.astype(self.config.dtype)
+    image: jax.Array
+    positions: jax.Array
+    keys: jax.Array
+    values: jax.Array
+    queries: jax.Array
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention with its projections; `downsample` narrows the inner width.
 
     Where a few tokens meet the pixels of an image, projecting the pixels is nearly all of the
-    work. Scores and outputs are linear in the pixels, so the tokens may go through the pixels'
-    projections instead: q (x Wk)' = (q Wk') x'. Exact but for rounding; taken where it is less
-    work. The bias of keys is the same for all keys of a query and drops out of the softmax.
+    work. What all prompts share is projected once (`project_keys`, `project_queries`). Else scores
+    and outputs are linear in the pixels, so the tokens may go through the pixels' projections
+    instead: q (x Wk)' = (q Wk') x'. Exact but for rounding; taken where it is less work. The bias
+    of keys is the same for all keys of a query and drops out of the softmax.
     """
 
     config: SamConfig
     downsample: int = 1
 
-    @nn.compact
-    def __call__(self, q, k, v, live=None) -> jax.Array:
-        """q [B, N, Q, D], k and v [B, M, K, D], live bool [B, N, K] or None -> [B, N, Q, D]."""
+    def setup(self) -> None:
         c = self.config
-        heads, width = c.decoder_heads, c.embed_dim // self.downsample
-        wq, wk, wv = (Projection(c, width, name=f"{n}_proj")(c.embed_dim) for n in "qkv")
-        wo = Projection(c, c.embed_dim, name="out_proj")(width)
-        q, k, v = (x.astype(c.dtype) for x in (q, k, v))
-        ein = functools.partial(
-            jnp.einsum, precision=precision(c), preferred_element_type=jnp.float32
+        self.width = c.embed_dim // self.downsample
+        for name in "qkv":
+            setattr(self, f"{name}_proj", dense(c, self.width, f"{name}_proj"))
+        self.out_proj = dense(c, c.embed_dim, "out_proj")
+
+    def among_tokens(self, q, v, live) -> jax.Array:
+        """Queries and keys q, values v [B, N, T, D], live bool [B, N, T] -> [B, N, T, D]."""
+        values = self._heads(self.v_proj(v))
+        q, k = self._queries(q), self._heads(self.k_proj(q))
+        scores = jnp.where(live[:, :, None, None], self._product(q, _turned(k)), -jnp.inf)
+        return self._out(self._product(jax.nn.softmax(scores), values))
+
+    def to_image(self, q, placed, image) -> jax.Array:
+        """Tokens q [B, N, T, D] attend to pixels [B, N, D, L]: [B, N, T, D]."""
+        b, n, t, d = q.shape
+        if not self._few(t, image.shape[-1]):
+            keys, values = self.project_keys(*(_merged(x) for x in (placed, image)))
+            return self.to_shared(q.reshape(b * n, 1, t, d), keys, values).reshape(b, n, t, d)
+        wk, wv = (self._kernel(proj) for proj in (self.k_proj, self.v_proj))
+        q = self._product(self._queries(q), wk.transpose(1, 2, 0))
+        weights, total = _softmax_parts(self._product(q.reshape(b, n, -1, d), placed))
+        mixed = _turned(self._product(image, _turned(weights))) / total
+        mixed = mixed.reshape(b, n, -1, t, d)
+        bias = self.v_proj.weights(d).bias.reshape(mixed.shape[2], 1, -1)
+        return self._out(self._product(mixed, wv.swapaxes(0, 1)) + bias)
+
+    def from_image(self, placed, k, v, live) -> jax.Array:
+        """Pixels [B, N, D, L] attend to tokens k and v [B, N, T, D]: [B, N, D, L]."""
+        b, n, t, d = k.shape
+        if not self._few(t, placed.shape[-1]):
+            k, v, live = (x.reshape(b * n, 1, *x.shape[2:]) for x in (k, v, live))
+            queries = self.project_queries(_merged(placed))
+            return self.from_shared(queries, k, v, live).reshape(b, n, d, -1)
+        k = self._heads(self.k_proj(k)) * self._scale
+        folded = self._product(k, self._kernel(self.q_proj).transpose(1, 2, 0))
+        bias = self.q_proj.weights(d).bias.reshape(k.shape[2], -1, 1)
+        scores = self._product(folded.reshape(b, n, -1, d), placed)
+        scores = scores.reshape(*k.shape[:4], -1) + self._product(k, bias)
+        return self._from_scores(scores, v, live)
+
+    def project_keys(self, placed, image) -> tuple[jax.Array, jax.Array]:
+        """Keys [B, H, C, L] and values [B, H, L, C] of pixels [B, D, L]."""
+        values = self._project(self.v_proj, image)
+        return self._project(self.k_proj, placed), _turned(values)
+
+    def project_queries(self, placed) -> jax.Array:
+        """Queries [B, H, C, L] of pixels [B, D, L]."""
+        return self._project(self.q_proj, placed)
+
+    def to_shared(self, q, keys, values) -> jax.Array:
+        """Tokens q [B, N, T, D] attend to what `project_keys` gave: [B, N, T, D]."""
+        b, n, t, _ = q.shape
+        q = self._queries(q).swapaxes(1, 2).reshape(b, keys.shape[1], n * t, -1)
+        weights, total = _softmax_parts(self._product(q, keys))
+        out = self._product(weights, values) / total
+        return self._out(out.reshape(b, -1, n, t, out.shape[-1]).swapaxes(1, 2))
+
+    def from_shared(self, queries, k, v, live) -> jax.Array:
+        """What `project_queries` gave attends to tokens k and v [B, N, T, D]: [B, N, D, L]."""
+        b, n, t, _ = k.shape
+        k = (self._heads(self.k_proj(k)) * self._scale).swapaxes(1, 2)
+        scores = self._product(k.reshape(b, queries.shape[1], n * t, -1), queries)
+        scores = scores.reshape(b, -1, n, t, scores.shape[-1]).swapaxes(1, 2)
+        return self._from_scores(scores, v, live)
+
+    def _from_scores(self, scores, v, live) -> jax.Array:
+        """Scores float32 [B, N, H, T, L] and values v [B, N, T, D] -> [B, N, D, L]."""
+        b, n, heads, t, length = scores.shape
+        scores = jnp.where(live[:, :, None, :, None], scores, -jnp.inf)
+        weights = jax.nn.softmax(scores, axis=3)
+        v = self._heads(self.v_proj(v))
+        wo = self.out_proj.weights(self.width)
+        if self._few(t, length):
+            folded = self._product(v, wo.kernel.reshape(heads, -1, wo.kernel.shape[1]))
+            folded = _turned(folded.reshape(b, n, heads * t, -1))
+            out = self._product(folded, weights.reshape(b, n, heads * t, length))
+        else:
+            out = self._product(_turned(v), weights).reshape(b, n, self.width, length)
+            out = self._product(turned(wo.kernel), out)
+        return out + wo.bias[:, None]
+
+    def _product(self, a, b) -> jax.Array:
+        """A matrix product in the config's dtype, summed in float32."""
+        c = self.config
+        return jnp.matmul(
+            a.astype(c.dtype),
+            b.astype(c.dtype),
+            precision=precision(c),
+            preferred_element_type=jnp.float32,
         )
 
-        def linear(x, weights):
-            return (ein("bnlc,cd->bnld", x, weights[0]) + weights[1]).astype(c.dtype)
+    def _project(self, proj, x) -> jax.Array:
+        """[B, D, L] -> [B, H, C, L] in the config's dtype."""
+        weights = proj.weights(self.config.embed_dim)
+        y = self._product(turned(weights.kernel), x) + weights.bias[:, None]
+        return y.reshape(x.shape[0], self.config.decoder_heads, -1, x.shape[-1]).astype(
+            self.config.dtype
+        )
 
-        def split(x):  # the last axis into heads
-            return x.reshape(*x.shape[:-1], heads, width // heads)
+    def _few(self, tokens: int, pixels: int) -> bool:
+        return 8 * tokens < pixels and tokens * self.config.decoder_heads <= self.width
 
-        def few(tokens, pixels):
-            return 8 * tokens < pixels and tokens * heads < width
+    @property
+    def _scale(self) -> float:
+        return (self.width // self.config.decoder_heads) ** -0.5
 
-        if live is None and few(q.shape[2], k.shape[2]) and k.shape[1] == q.shape[1]:
-            q = split(linear(q, wq)) * (width // heads) ** -0.5
-            q = ein("bnqhd,chd->bnhqc", q, split(wk[0])).astype(c.dtype)
-            weights = jax.nn.softmax(ein("bnhqc,bnlc->bnhql", q, k), axis=-1).astype(c.dtype)
-            mixed = ein("bnhql,bnlc->bnhqc", weights, v).astype(c.dtype)
-            out = split(wv[1]) + ein("bnhqc,chd->bnqhd", mixed, split(wv[0]))
-            out = out.reshape(*out.shape[:3], width).astype(c.dtype)
-            return linear(out, wo).astype(jnp.float32)
-        k, v = split(linear(k, wk)), split(linear(v, wv))
-        if few(k.shape[2], q.shape[2]):
-            return self._to_few(ein, q, k, v, live, split(wq[0]), split(wq[1]), wo)
-        out = _attend(split(linear(q, wq)), k, v, live, precision(c))
-        return linear(out.reshape(*out.shape[:3], width), wo).astype(jnp.float32)
+    def _kernel(self, proj) -> jax.Array:
+        """[D, H, C]."""
+        kernel = proj.weights(self.config.embed_dim).kernel
+        return kernel.reshape(len(kernel), self.config.decoder_heads, -1)
 
-    def _to_few(self, ein, q, k, v, live, kernel, bias, out_weights) -> jax.Array:
-        """Queries are pixels, keys few tokens [B, N, K, heads, C]: `kernel` and `bias` are theirs.
+    def _queries(self, q) -> jax.Array:
+        return self._heads(self.q_proj(q)) * self._scale
 
-        Scores are kept as [B, N, heads, K, Q]: the softmax over the few is then elementwise.
-        """
-        c = self.config
-        k = k * k.shape[-1] ** -0.5
-        if q.shape[1] == k.shape[1]:
-            folded = ein("bnkhd,chd->bnhkc", k, kernel).astype(c.dtype)
-            scores = ein("bnhkc,bnqc->bnhkq", folded, q)
-            scores += ein("bnkhd,hd->bnhk", k, bias)[..., None]
-        else:  # pixels that all prompts share are projected once
-            q = (ein("bmqc,chd->bmhqd", q, kernel) + bias[:, None]).astype(c.dtype)
-            scores = ein("bnkhd,bmhqd->bnhkq", k, q)
-        if live is not None:
-            scores = jnp.where(live[:, :, None, :, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=3).astype(c.dtype)
-        kernel = out_weights[0].reshape(*k.shape[-2:], -1)
-        folded = ein("bnkhd,hdc->bnhkc", v, kernel).astype(c.dtype)
-        return ein("bnhkq,bnhkc->bnqc", weights, folded) + out_weights[1].astype(jnp.float32)
+    def _heads(self, x) -> jax.Array:
+        """[B, N, T, H * C] -> [B, N, H, T, C]."""
+        return x.reshape(*x.shape[:-1], self.config.decoder_heads, -1).swapaxes(2, 3)
+
+    def _out(self, x) -> jax.Array:
+        """[B, N, H, T, C] -> float32 [B, N, T, D]."""
+        x = x.swapaxes(2, 3)
+        return self.out_proj(x.reshape(*x.shape[:-2], self.width)).astype(jnp.float32)
 
 
-def _attend(q, k, v, live, precision):
-    """Softmax attention in which an axis N of size 1 is shared, never copied."""
-    q_axis, k_axis = ("bm" if x.shape[1] == 1 else "bn" for x in (q, k))
-    out_axis = "bn" if "bn" in (q_axis, k_axis) else "bm"
-    scores = jnp.einsum(
-        f"{q_axis}qhd,{k_axis}khd->{out_axis}hqk",
-        q * q.shape[-1] ** -0.5,
-        k,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    if live is not None:
-        scores = jnp.where(live[:, :, None, None, :], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum(
-        f"{out_axis}hqk,{k_axis}khd->{out_axis}qhd",
-        weights,
-        v,
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    ).astype(v.dtype)
+def _turned(x):
+    return x.swapaxes(-1, -2)
+
+
+def _merged(x):
+    """[B, N, ..] -> [B * N, ..]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _softmax_parts(scores):
+    """Weights [..., L] of a softmax and what the result is to be divided by [..., 1]."""
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    return weights, weights.sum(-1, keepdims=True)
 
 
 class TwoWayLayer(nn.Module):
@@ -128,29 +195,49 @@ class TwoWayLayer(nn.Module):
     config: SamConfig
     first: bool
 
-    @nn.compact
-    def __call__(self, tokens, image, token_pe, image_pe, live, train: bool):
+    def setup(self) -> None:
         c = self.config
-        drop = nn.Dropout(c.decoder_dropout, deterministic=not train)
-        attention = CrossAttention(c, name="self_attn")
+        self.self_attn = CrossAttention(c)
+        self.token_to_image = CrossAttention(c, c.attention_downsample)
+        self.image_to_token = CrossAttention(c, c.attention_downsample)
+        for i in range(1, 4):
+            setattr(self, f"norm{i}", norm(DECODER_EPS, f"norm{i}"))
+        self.norm4 = ChannelNorm(DECODER_EPS, axis=-2)
+        self.lin1 = dense(c, c.decoder_mlp_width, "lin1")
+        self.lin2 = dense(c, c.embed_dim, "lin2")
+        self.dropout = nn.Dropout(c.decoder_dropout)
+
+    def shared(self, image, positions) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Keys, values and queries of images [B, D, L]: see `ImageParts`."""
+        placed = image + positions
+        queries = self.image_to_token.project_queries(placed)
+        return *self.token_to_image.project_keys(placed, image), queries
+
+    def __call__(self, tokens, image, token_pe, positions, live, train: bool, parts=None):
+        """As `TwoWayTransformer`; with `parts` the image [B, 1, D, L] is shared by the prompts."""
+        drop = functools.partial(self.dropout, deterministic=not train)
         if self.first:  # no positions, and the result replaces the tokens
-            tokens = drop(attention(tokens, tokens, tokens, live))
+            tokens = drop(self.self_attn.among_tokens(tokens, tokens, live))
         else:
-            q = tokens + token_pe
-            tokens = tokens + drop(attention(q, q, tokens, live))
-        tokens = norm(DECODER_EPS, "norm1")(tokens)
+            tokens += drop(self.self_attn.among_tokens(tokens + token_pe, tokens, live))
+        tokens = self.norm1(tokens)
 
-        attention = CrossAttention(c, c.attention_downsample, name="token_to_image")
-        tokens = tokens + drop(attention(tokens + token_pe, image + image_pe, image))
-        tokens = norm(DECODER_EPS, "norm2")(tokens)
+        q = tokens + token_pe
+        if parts is None:
+            found = self.token_to_image.to_image(q, image + positions, image)
+        else:
+            found = self.token_to_image.to_shared(q, parts.keys, parts.values)
+        tokens = self.norm2(tokens + drop(found))
 
-        y = nn.relu(dense(c, c.decoder_mlp_width, "lin1")(tokens.astype(c.dtype)))
-        tokens = tokens + drop(dense(c, c.embed_dim, "lin2")(y).astype(jnp.float32))
-        tokens = norm(DECODER_EPS, "norm3")(tokens)
+        found = self.lin2(nn.relu(self.lin1(tokens))).astype(jnp.float32)
+        tokens = self.norm3(tokens + drop(found))
 
-        attention = CrossAttention(c, c.attention_downsample, name="image_to_token")
-        image = image + drop(attention(image + image_pe, tokens + token_pe, tokens, live))
-        return tokens, norm(DECODER_EPS, "norm4")(image)
+        k = tokens + token_pe
+        if parts is None:
+            found = self.image_to_token.from_image(image + positions, k, tokens, live)
+        else:
+            found = self.image_to_token.from_shared(parts.queries, k, tokens, live)
+        return tokens, self.norm4(image + drop(found))
 
 
 class TwoWayTransformer(nn.Module):
@@ -158,17 +245,38 @@ class TwoWayTransformer(nn.Module):
 
     config: SamConfig
 
-    @nn.compact
-    def __call__(self, tokens, image, image_pe, live, train: bool = False):
-        """Tokens [B, N, T, D], image [B, M, L, D], image_pe [L, D], live [B, N, T] -> both."""
+    def setup(self) -> None:
         c = self.config
-        token_pe = tokens
         for i in range(c.decoder_depth):
-            tokens, image = TwoWayLayer(c, first=i == 0, name=f"layer_{i}")(
-                tokens, image, token_pe, image_pe, live, train
-            )
-        attention = CrossAttention(c, c.attention_downsample, name="final_attn")
-        tokens = tokens + nn.Dropout(c.decoder_dropout, deterministic=not train)(
-            attention(tokens + token_pe, image + image_pe, image)
-        )
-        return norm(DECODER_EPS, "norm_final")(tokens), image
+            setattr(self, f"layer_{i}", TwoWayLayer(c, first=i == 0))
+        self.final_attn = CrossAttention(c, c.attention_downsample)
+        self.norm_final = norm(DECODER_EPS, "norm_final")
+        self.dropout = nn.Dropout(c.decoder_dropout)
+
+    def image_parts(self, image, positions) -> ImageParts:
+        """What needs no prompt, of images [B, D, L] and positions [D, L]."""
+        return ImageParts(image, positions, *self.layer_0.shared(image, positions))
+
+    def __call__(self, tokens, image, positions, live, train: bool = False, parts=None):
+        """Tokens and the image after the exchange.
+
+        Args:
+          tokens: float32 [B, N, T, D], live: bool [B, N, T].
+          image: float32 [B, N, D, L], or [B, 1, D, L] if all prompts share it.
+          positions: float32 [D, L].
+          train: whether dropout is on.
+          parts: `image_parts` of a shared image, where they are at hand.
+
+        Returns:
+          float32 [B, N, T, D] and [B, N, D, L].
+        """
+        token_pe = tokens
+        if parts is None and image.shape[1] == 1:
+            parts = self.image_parts(image[:, 0], positions)
+        for i in range(self.config.decoder_depth):
+            layer = getattr(self, f"layer_{i}")
+            tokens, image = layer(tokens, image, token_pe, positions, live, train, parts)
+            parts = None
+        found = self.final_attn.to_image(tokens + token_pe, image + positions, image)
+        tokens = tokens + self.dropout(found, deterministic=not train)
+        return self.norm_final(tokens), image

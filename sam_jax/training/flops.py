@@ -6,7 +6,7 @@ left out: under 2% at the released sizes. Two counts of a step:
 - *model* FLOPs: what the mathematics asks for, forward and backward, each product once. The share
   of a device's peak that they reach is comparable between programs (PaLM's "MFU").
 - *hardware* FLOPs: what the program multiplies on a TPU: also the forward passes that are computed
-  again in the backward pass, and the one-hot columns that carry the windows' position biases.
+  again in the backward pass, and the one-hot columns that carry the position biases.
 
 Axes as everywhere: B image, N prompt, T token, h w grid, D channels.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 
-from sam_jax.models.attention import FOLD_LIMIT
 from sam_jax.models.config import SamConfig
 from sam_jax.training.config import Stage, TrainConfig
 
@@ -35,7 +34,7 @@ class _Block:
     fold: int
     """One-hot columns in the scores: arithmetic of the program, not of the model."""
     again: int
-    """What attention by rows computes again in any backward pass."""
+    """What attention computes again in any backward pass: the scores."""
     linear: int
     """qkv, projection and the MLP's first layer."""
     last: int
@@ -61,12 +60,11 @@ def _block(c: SamConfig, hw: tuple[int, int], window: int) -> _Block:
     hidden = int(width * c.encoder_mlp_ratio)
     scores = 2 * count * _product(length, width, length)
     fold = count * _product(length, c.encoder_heads * sum(side_hw), length)
-    folded = length <= FOLD_LIMIT
     return _Block(
         scores=scores,
         biases=_product(tokens, width, sum(side_hw)),
-        fold=fold if folded else 0,
-        again=0 if folded else scores,
+        fold=fold,
+        again=scores // 2 + fold,
         linear=_product(tokens, width, 4 * width) + _product(hw[0] * hw[1], width, hidden),
         last=_product(hw[0] * hw[1], hidden, width),
     )
@@ -110,8 +108,7 @@ def decoder_flops(
     Args:
       config: the model's.
       grid_hw: size of the embedding in patches.
-      tokens: T, all of them: 1 for the IoU, `config.num_masks`, and the prompt's slots (in
-        inference rounded up to 16).
+      tokens: T, all of them: 1 for the IoU, `config.num_masks`, and the prompt's slots.
       prompts: N. Without mask prompts they share the first layer's projections of the embedding.
       mask_prompts: whether every prompt brings a mask, which is embedded.
     """
@@ -156,7 +153,7 @@ def step_flops(config: TrainConfig, stage: Stage) -> tuple[int, int]:
     c = config.model
     patch, blocks, neck = _encoder_parts(c, stage.image_size)
     model = 2 * patch + 3 * (sum(block.model for block in blocks) + neck)
-    extra = sum(3 * block.fold + block.again for block in blocks)
+    extra = sum(2 * block.fold + block.again for block in blocks)
     if c.remat:
         extra += sum(block.recomputed for block in blocks)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sam_jax.models.attention import images_over
 from sam_jax.models.prompt_encoder import (
     EMPTY,
     NOT_A_POINT,
@@ -230,7 +231,10 @@ def make_step(
 
     def step(state: TrainState, batch: dict, key: jax.Array):
         key = jax.random.fold_in(key, state.step)
-        metrics, grads = gradients(state.params, state.buffers, batch, key, model, config, stage)
+        with images_over(shardings and shardings.step.mesh):
+            metrics, grads = gradients(
+                state.params, state.buffers, batch, key, model, config, stage
+            )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = keep_frozen(state.params, optax.apply_updates(state.params, updates))
         ema = {}

@@ -265,7 +265,7 @@ def test_other_numbers_of_points_and_photos_compile_nothing(predictor, embedding
         predictor.predict(other, [[3, 4]])
         Predictor(small_sam(), cache=False).predict(embedding, clicks(2))
         assert compilations == [] and len(compiled._executables) == before
-        predictor.predict(embedding, clicks(40))  # the next bucket
+        predictor.predict(embedding, clicks(60))  # the next bucket
         assert len(compiled._executables) == before + 1 and len(compilations) >= 1
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
