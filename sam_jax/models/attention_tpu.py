@@ -44,6 +44,7 @@ def _forward(q, k, v, bias, place, precision, interpret):
         out_specs=queries(v),
         out_shape=jax.ShapeDtypeStruct(v.shape, v.dtype),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
+        cost_estimate=_cost(q, bias, 2, 1, (q, k, v, v, bias, place)),
         interpret=interpret,
     )(q, k, v, bias, place)
     return out, (q, k, v, bias, place)
@@ -64,6 +65,7 @@ def _backward(precision, interpret, saved, g):
             jax.ShapeDtypeStruct(bias.shape, bias.dtype),
         ],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+        cost_estimate=_cost(q, bias, 5, 2, (q, k, v, g, bias, place, q, *sums, bias)),
         interpret=interpret,
     )(q, k, v, bias, place, g)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), dbias, jnp.zeros_like(place)
@@ -88,6 +90,16 @@ def _blocks(length: int, scores: int):
         return pl.BlockSpec(x.shape, lambda head, i: (0, 0))
 
     return queries, keys, constant
+
+
+def _cost(q, bias, wide: int, narrow: int, moved) -> pl.CostEstimate:
+    """Of products of queries and keys, `wide` ones with D and `narrow` ones with C channels."""
+    heads, length, width = q.shape
+    return pl.CostEstimate(
+        flops=2 * heads * length**2 * (wide * width + narrow * bias.shape[2]),
+        transcendentals=heads * length**2,
+        bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
+    )
 
 
 def _product(a, b, axes, precision):

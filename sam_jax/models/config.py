@@ -45,7 +45,8 @@ class SamConfig:
     decoder_dropout: float = 0.0
     """Dropout in the decoder's attention and MLP sublayers (the paper trains with 0.1)."""
     remat: bool = False
-    """Recompute each encoder block in the backward pass instead of keeping what it computed."""
+    """Recompute all of an encoder block in the backward pass. False: only what is cheap (norms,
+    GELU, windows' scores), from the results of its linear layers and of attention."""
     scan_blocks: bool = False
     """Run the encoder's blocks as a loop: the same numbers, a program that compiles many times
     faster, and under FSDP the parameters of one block at a time."""

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from sam_jax.models.attention import rel_pos_attention
 from sam_jax.models.config import SamConfig
@@ -32,6 +33,17 @@ def join_windows(windows: jax.Array, hw: tuple[int, int]) -> jax.Array:
     return x.reshape(-1, rows * size, columns * size, d)[:, : hw[0], : hw[1]]
 
 
+def kept(x: jax.Array) -> jax.Array:
+    """Marks what the backward pass finds again unless all of a block is computed again."""
+    return checkpoint_name(x, "kept")
+
+
+def _policy(c: SamConfig):
+    """What of a block is kept for the backward pass; the rest is computed again from it."""
+    policies = jax.checkpoint_policies
+    return policies.nothing_saveable if c.remat else policies.save_only_these_names("kept")
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with decomposed relative positions over a map [B, h, w, D]."""
 
@@ -48,10 +60,10 @@ class Attention(nn.Module):
             )
             for axis in "hw"
         ]
-        qkv = dense(c, 3 * width, "qkv")(x).reshape(b, h, w, 3, c.encoder_heads, c.head_dim)
+        qkv = kept(dense(c, 3 * width, "qkv")(x)).reshape(b, h, w, 3, c.encoder_heads, c.head_dim)
         q, k, v = (qkv[:, :, :, i] for i in range(3))
-        out = rel_pos_attention(q, k, v, *tables, precision=precision(c))
-        return dense(c, width, "proj")(out.reshape(b, h, w, width))
+        out = kept(rel_pos_attention(q, k, v, *tables, precision=precision(c)))
+        return kept(dense(c, width, "proj")(out.reshape(b, h, w, width)))
 
 
 class Block(nn.Module):
@@ -81,7 +93,7 @@ class Block(nn.Module):
         # of its readers (make_step in sam_jax.training.step).
         x = jax.lax.optimization_barrier(x + scaled(y, 0))
         y = norm(ENCODER_EPS, "norm2")(x).astype(c.dtype)
-        y = gelu(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y))
+        y = gelu(kept(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y)))
         x = x + scaled(dense(c, c.encoder_width, "lin2")(y), 1)
         return jax.lax.optimization_barrier(x)
 
@@ -112,7 +124,7 @@ class ImageEncoder(nn.Module):
         if c.scan_blocks and not self.is_initializing():
             x = _loop_over_blocks(c, self.variables["params"], x, scales)
         else:
-            block = nn.remat(Block) if c.remat else Block
+            block = nn.remat(Block, policy=_policy(c))
             for i, window in enumerate(c.windows):
                 scale = None if scales is None else scales[i]
                 x = block(c, window, name=f"block_{i}")(x, scale)
@@ -177,7 +189,7 @@ def _loop_over_blocks(c: SamConfig, params: dict, x: jax.Array, scales: jax.Arra
                 params, scale = params_scale
                 return block.apply({"params": params}, x, scale), None
 
-            x, _ = jax.lax.scan(jax.checkpoint(one, prevent_cse=False) if c.remat else one, x, run)
+            x, _ = jax.lax.scan(jax.checkpoint(one, prevent_cse=False, policy=_policy(c)), x, run)
         return x, None
 
     def leaves(i):

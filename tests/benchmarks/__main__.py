@@ -95,9 +95,9 @@ def line(cells: list[str] | tuple[str, ...]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def table(rows: list[list[str]]) -> str:
+def table(head: tuple[str, ...], rows: list[list[str]]) -> str:
     """Markdown."""
-    return "\n".join([line(HEAD), "|" + "---|" * len(HEAD), *map(line, rows)])
+    return "\n".join([line(head), "|" + "---|" * len(head), *map(line, rows)])
 
 
 def machine(facts: dict[str, dict]) -> str:
@@ -152,7 +152,7 @@ def main() -> int:
     if not cases:
         print(f"tests.benchmarks: no stage contains {args.only!r}", file=sys.stderr)
         return 2
-    print(table([]), flush=True)
+    print(table(HEAD, []), flush=True)
     rows, numbers = [], []
     for case in cases:
         results = measure(case, args.turns, not args.no_compile)
@@ -164,7 +164,7 @@ def main() -> int:
     about = machine({name: result.facts for name, result in results.items()})
     print(about)
     if args.readme:
-        write_readme(args.device, f"{about}\n\n{table(rows)}")
+        write_readme(args.device, f"{about}\n\n{table(HEAD, rows)}")
     return 0
 
 

@@ -245,7 +245,7 @@ def train(options: Options) -> Prepared:
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        return float(total)
+        return float(total.detach())
 
     return step, {}
 

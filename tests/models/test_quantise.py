@@ -1,0 +1,83 @@
+"""Encoder weights in eight bits."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sam_jax
+from sam_jax.checkpoint.load import save
+from sam_jax.evaluation.models import open_model
+from sam_jax.inference.predictor import Predictor
+from sam_jax.models.quantise import LAYERS, is_quantised, quantise_encoder
+from tests.benchmarks.options import photo_of
+
+
+@pytest.fixture(scope="module")
+def rounded():
+    return sam_jax.load("tiny", encoder_weights="int8")
+
+
+def bytes_of(variables) -> int:
+    return sum(x.nbytes for x in jax.tree.leaves(variables))
+
+
+def test_kernels_are_rounded_by_column(rounded):
+    exact = sam_jax.load("tiny")
+    assert is_quantised(rounded.params) and not is_quantised(exact.params)
+    blocks = [x.params["params"]["image_encoder"]["block_3"] for x in (rounded, exact)]
+    for layer in LAYERS:
+        ours, theirs = (b["attn"][layer] if layer in b["attn"] else b[layer] for b in blocks)
+        assert ours["kernel"].dtype == jnp.int8
+        np.testing.assert_array_equal(np.abs(ours["kernel"]).max(0), 127)
+        error = np.abs(ours["kernel"] * ours["scale"] - theirs["kernel"])
+        assert (error <= 0.51 * np.asarray(ours["scale"])).all() and error.max() > 0
+        np.testing.assert_array_equal(ours["bias"], theirs["bias"])
+    whole, encoder = (
+        [bytes_of(part(x.params)) for x in (rounded, exact)]
+        for part in (lambda p: p, lambda p: p["params"]["image_encoder"])
+    )
+    assert encoder[0] < 0.35 * encoder[1] and whole[0] < whole[1]
+    decoder = "mask_decoder"
+    assert bytes_of(rounded.params["params"][decoder]) == bytes_of(exact.params["params"][decoder])
+
+
+def test_a_column_of_zeros_stays_zero(rounded):
+    variables = sam_jax.load("tiny").params
+    kernel = variables["params"]["image_encoder"]["block_0"]["lin1"]["kernel"].at[:, 3].set(0)
+    changed = jax.tree.map(lambda x: x, variables)
+    changed["params"]["image_encoder"]["block_0"]["lin1"]["kernel"] = kernel
+    layer = quantise_encoder(changed)["params"]["image_encoder"]["block_0"]["lin1"]
+    assert not layer["kernel"][:, 3].any() and np.isfinite(layer["scale"]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_masks_stay_nearly_the_same(dtype):
+    photo, boxes = photo_of((600, 400)), [[150, 60, 450, 350], [20, 20, 300, 380]]
+    masks = []
+    for sam in (
+        sam_jax.load("tiny"),
+        sam_jax.load("tiny", dtype=dtype, encoder_weights="int8"),
+    ):
+        predictor = Predictor(sam, cache=False)
+        masks.append(np.asarray(predictor.predict(predictor.embed(photo), boxes_xyxy=boxes).masks))
+    union, both = (masks[0] | masks[1]).sum(), (masks[0] & masks[1]).sum()
+    assert union > 1000 and both / union > 0.97
+    assert (masks[0] != masks[1]).any()  # the rounding is there
+
+
+def test_wrong_uses_are_told(rounded, tmp_path):
+    with pytest.raises(ValueError, match="encoder_weights: expected 'float32' or 'int8', got 8"):
+        sam_jax.load("tiny", encoder_weights=8)
+    for name in ("m.safetensors", "m.pth", "folder"):
+        with pytest.raises(ValueError, match="its encoder is in int8"):
+            save(rounded, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation_opens_it_by_a_suffix():
+    predictor, about = open_model("tiny@int8")
+    assert is_quantised(predictor.compiled.variables) and about["model"] == "tiny@int8"
+    assert about["weights"] != open_model("tiny")[1]["weights"]
