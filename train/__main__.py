@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from sam_jax.checkpoint.load import Sam, save
+from sam_jax.compiling import compile_ahead
 from sam_jax.data.sources import Source
 from sam_jax.models import sam as sam_model
 from sam_jax.training.chips import chip_of
@@ -152,11 +153,14 @@ class StageRun:
         config, watch, guard = self.config, tools.watch, tools.guard
         size, metrics = config.stages[self.number].batch_size, None
         key, history, stopping = jax.random.key(config.seed + 1), [], False
+        step = None
         watch.restart_clock()
         while done < self.end and not stopping:
             batch = next(data)
             watch.trace(done, metrics)
-            state, metrics = self.step(state, global_batch(self.mesh, batch), key)
+            placed = global_batch(self.mesh, batch)
+            step = step or compile_ahead(self.step, state, placed, key)
+            state, metrics = step(state, placed, key)
             done += 1
             guard.check(done, metrics, batch)
             history.append(metrics)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from sam_jax.compiling import compile_ahead
 from sam_jax.models.config import SamConfig
 from sam_jax.models.prompt_encoder import (
     EMPTY,
@@ -231,8 +232,7 @@ class CompiledModel:
             with _lock:
                 if key not in _executables:
                     program = self._shared_out(functools.partial(function, self.config), len(args))
-                    lowered = jax.jit(program).lower(self.variables, *args)
-                    _executables[key] = lowered.compile()
+                    _executables[key] = compile_ahead(jax.jit(program), self.variables, *args)
         return _executables[key](self.variables, *args)
 
     def _shared_out(self, program: Callable, count: int) -> Callable:

@@ -87,15 +87,16 @@ def train(options: Options) -> Prepared:
     """An optimiser step on one photo with a few masks."""
     import jax
 
+    from sam_jax.compiling import compile_ahead
     from sam_jax.training.optim import make_optimizer
     from sam_jax.training.step import init_state, make_step
     from tests.benchmarks.options import masks_of
     from tests.benchmarks.roofline import train_config
 
-    sam, config = model(options), train_config(options)
-    side, stage = sam.config.image_size, config.stages[0]
+    config = train_config(options)
+    side, stage = config.model.image_size, config.stages[0]
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)
-    state = init_state(jax.device_put(sam.params), optimizer, False)
+    state = init_state(model(options).params, optimizer, False)
     step = make_step(config, stage, optimizer)
     masks, boxes = masks_of(side, options.masks)
     batch = {
@@ -106,6 +107,8 @@ def train(options: Options) -> Prepared:
         "mask_valid": np.ones((options.batch, options.masks), bool),
     }
     batch, key = jax.device_put(batch), jax.random.key(0)
+    state = jax.device_put(state)
+    step = compile_ahead(step, state, batch, key)
 
     def run():
         nonlocal state
