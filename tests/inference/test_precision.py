@@ -1,0 +1,53 @@
+"""Masks of lower precision beside those of float32, on real photographs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sam_jax
+from sam_jax.data.open_source import open_source
+from sam_jax.inference.predictor import Predictor
+from sam_jax.ops.rle import decode
+from tests.conftest import SHARED
+
+PRECISIONS = {
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"encoder_weights": "int8"},
+    "bfloat16 and int8": {"dtype": "bfloat16", "encoder_weights": "int8"},
+}
+
+
+def boxes_of(record: dict, count: int = 12) -> list[list[int]]:
+    found = []
+    for rle in record["rles"][:count]:
+        ys, xs = np.nonzero(decode(rle))
+        found.append([xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
+    return found
+
+
+def masks_of(sam, records) -> list[np.ndarray]:
+    predictor = Predictor(sam, cache=False)
+    found = []
+    for record in records:
+        embedding = predictor.embed(record["image"])
+        found.append(np.asarray(predictor.predict(embedding, boxes_xyxy=boxes_of(record)).masks))
+    return found
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_masks_are_those_of_float32(name):
+    records = []
+    for folder in sorted((SHARED / "val").iterdir()):
+        if folder.is_dir():
+            source = open_source(str(folder))
+            records += [source[i] for i in range(0, len(source), max(1, len(source) // 6))][:6]
+    ours = masks_of(sam_jax.load("tiny", **PRECISIONS[name]), records)
+    ious = []
+    for a, b in zip(ours, masks_of(sam_jax.load("tiny"), records), strict=True):
+        both, either = (x.sum((-2, -1)) for x in (a & b, a | b))
+        ious.append((np.where(either, both, 1) / np.where(either, either, 1)).ravel())
+    ious = np.concatenate(ious)
+    print(f"{name}: mean IoU with float32 {ious.mean():.4f} over {len(ious)} masks")
+    assert len(ious) > 100 and 0.99 <= ious.mean() < 1
