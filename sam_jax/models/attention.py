@@ -103,6 +103,8 @@ def _folded(q, k, v, rel_h, rel_w, precision):
 def _kernel_tpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
     """The folded form in one kernel, which never writes scores to memory."""
     _, h, w, _, d = q.shape
+    if not attention_tpu.fits(q):
+        return _by_rows(q, k, v, rel_h, rel_w, precision)
 
     def heads(q, k, v, rel_h, rel_w):
         b, n = q.shape[0], q.shape[3]

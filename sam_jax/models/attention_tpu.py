@@ -17,6 +17,15 @@ SCORES_FORWARD, SCORES_BACKWARD = 1 << 20, 1 << 18
 """Scores that a program holds at most: 4 MB, and four times 1 MB backward (a v4 has 16 MB)."""
 
 
+ROW_BYTES = 8192
+"""Most bytes of a row of keys, one number each: 4096 bfloat16 keys still fit into a v4."""
+
+
+def fits(q: jax.Array) -> bool:
+    """Whether the kernels take maps [B, h, w, N, D] of that size: their keys stay on the chip."""
+    return q.shape[1] * q.shape[2] * q.dtype.itemsize <= ROW_BYTES
+
+
 @functools.partial(jax.jit, static_argnums=(5, 6))  # traced once for all blocks
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
 def attend(q, k, v, bias, place, precision=None, interpret=False):

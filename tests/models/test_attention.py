@@ -102,6 +102,17 @@ def test_maps_that_the_gpu_kernels_cannot_take_go_another_way():
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max(), rtol=0)
 
 
+def test_maps_too_large_for_a_tpu_go_by_rows():
+    def kernels(side, dtype):
+        q = jax.ShapeDtypeStruct((1, side, side, 1, 8), dtype)
+        tables = [jax.ShapeDtypeStruct((2 * side - 1, 8), jnp.float32)] * 2
+        form = functools.partial(_kernel_tpu, precision=None)
+        return str(jax.make_jaxpr(form)(q, q, q, *tables)).count("pallas_call")
+
+    assert kernels(64, jnp.bfloat16) == 1 and kernels(32, jnp.float32) == 1
+    assert kernels(96, jnp.bfloat16) == kernels(64, jnp.float32) == 0
+
+
 def gradient_of_gpu_kernels(width: int) -> jax.stages.Lowered:
     """The forward and both backward kernels at the released models' sizes, for an NVIDIA GPU."""
     q = jax.ShapeDtypeStruct((12, 4096, width), jnp.bfloat16)
