@@ -32,9 +32,9 @@ from sam_jax.models.sam import SamModel, normalise
 from sam_jax.models.transformer import ImageParts
 from sam_jax.storage import cache_folder
 
-POINT_SLOTS = (3, 11, 43, 123, 507)
+POINT_SLOTS = (3, 7, 11, 43, 123, 507)
 """Slots of a prompt: its points, the "not a point" token, the two corners of its box. With the
-decoder's own 5 tokens they make 8, 16, 48, 128 and 512."""
+decoder's own 5 tokens they make 8, 12, 16, 48, 128 and 512."""
 PROMPT_SLOTS = (1, 4, 16, 64)
 """Prompts that are decoded in one call; more of them take several calls."""
 PROMPT_SLOTS_CPU = (1, 4, 8)

@@ -7,7 +7,7 @@ from sam_jax.training.config import PromptConfig, Stage, TrainConfig
 from sam_jax.training.flops import decoder_flops, encoder_flops, step_flops
 from tests.benchmarks.options import Options
 
-TOKENS = {"point": 8, "five": 16, "box": 8}
+TOKENS = {"point": 8, "five": 12, "box": 8}
 """Slots of a prompt together with the decoder's own tokens."""
 
 
