@@ -15,6 +15,6 @@ def compile_ahead(program, *args) -> jax.stages.Compiled:
     glibc would keep it beside what the program then needs.
     """
     made = program.lower(*args).compile()
-    with contextlib.suppress(OSError, AttributeError):  # no glibc: nothing to be done
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc: nothing to do
         ctypes.CDLL(None).malloc_trim(0)
     return made

@@ -16,7 +16,7 @@ from sam_jax.models import attention_gpu, attention_tpu
 from sam_jax.ops.resize import resize_axis
 
 FOLD_LIMIT = 1024
-"""Up to so many tokens the whole score matrix is held; beyond it, rows of queries at a time."""
+"""Up to so many tokens `WINDOWS` says which form is taken, beyond it `WHOLE_MAPS`."""
 
 _mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
@@ -119,9 +119,9 @@ def _kernel_tpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
 
 
 def _kernel_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
-    """Rows of keys at a time with an online softmax, in one kernel."""
+    """Rows of keys at a time with an online softmax, in kernels."""
     _, h, w, _, d = q.shape
-    if not interpret and not attention_gpu.fits((h, w)):
+    if not attention_gpu.fits((h, w)):
         return _by_rows(q, k, v, rel_h, rel_w, precision)
 
     def heads(q, k, v, rel_h, rel_w):

@@ -15,8 +15,6 @@ from jax.experimental.pallas import tpu as pltpu
 
 SCORES_FORWARD, SCORES_BACKWARD = 1 << 20, 1 << 18
 """Scores that a program holds at most: 4 MB, and four times 1 MB backward (a v4 has 16 MB)."""
-
-
 ROW_BYTES = 8192
 """Most bytes of a row of keys, one number each: 4096 bfloat16 keys still fit into a v4."""
 

@@ -59,7 +59,7 @@ class CrossAttention(nn.Module):
         """Queries and keys q, values v [B, N, T, D], live bool [B, N, T] -> [B, N, T, D]."""
         values = self._heads(self.v_proj(v))
         q, k = self._queries(q), self._heads(self.k_proj(q))
-        scores = jnp.where(live[:, :, None, None], self._product(q, _turned(k)), -jnp.inf)
+        scores = jnp.where(live[:, :, None, None], self._product(q, k.mT), -jnp.inf)
         return self._out(self._product(jax.nn.softmax(scores), values))
 
     def to_image(self, q, placed, image) -> jax.Array:
@@ -71,7 +71,7 @@ class CrossAttention(nn.Module):
         wk, wv = (self._kernel(proj) for proj in (self.k_proj, self.v_proj))
         q = self._product(self._queries(q), wk.transpose(1, 2, 0))
         weights, total = _softmax_parts(self._product(q.reshape(b, n, -1, d), placed))
-        mixed = _turned(self._product(image, _turned(weights))) / total
+        mixed = self._product(image, weights.mT).mT / total
         mixed = mixed.reshape(b, n, -1, t, d)
         bias = self.v_proj.weights(d).bias.reshape(mixed.shape[2], 1, -1)
         return self._out(self._product(mixed, wv.swapaxes(0, 1)) + bias)
@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
     def project_keys(self, placed, image) -> tuple[jax.Array, jax.Array]:
         """Keys [B, H, C, L] and values [B, H, L, C] of pixels [B, D, L]."""
         values = self._project(self.v_proj, image)
-        return self._project(self.k_proj, placed), _turned(values)
+        return self._project(self.k_proj, placed), values.mT
 
     def project_queries(self, placed) -> jax.Array:
         """Queries [B, H, C, L] of pixels [B, D, L]."""
@@ -124,10 +124,10 @@ class CrossAttention(nn.Module):
         wo = self.out_proj.weights(self.width)
         if self._few(t, length):
             folded = self._product(v, wo.kernel.reshape(heads, -1, wo.kernel.shape[1]))
-            folded = _turned(folded.reshape(b, n, heads * t, -1))
+            folded = folded.reshape(b, n, heads * t, -1).mT
             out = self._product(folded, weights.reshape(b, n, heads * t, length))
         else:
-            out = self._product(_turned(v), weights).reshape(b, n, self.width, length)
+            out = self._product(v.mT, weights).reshape(b, n, self.width, length)
             out = self._product(turned(wo.kernel), out)
         return out + wo.bias[:, None]
 
@@ -172,10 +172,6 @@ class CrossAttention(nn.Module):
         """[B, N, H, T, C] -> float32 [B, N, T, D]."""
         x = x.swapaxes(2, 3)
         return self.out_proj(x.reshape(*x.shape[:-2], self.width)).astype(jnp.float32)
-
-
-def _turned(x):
-    return x.swapaxes(-1, -2)
 
 
 def _merged(x):

@@ -1,6 +1,6 @@
 """Speed and memory against the released PyTorch code, in one run, in turns.
 
-    python -m tests.benchmarks                    every stage on this CPU, about an hour
+    python -m tests.benchmarks                    every stage on this CPU
     python -m tests.benchmarks --only prompt      the stages whose name contains "prompt"
     python -m tests.benchmarks --device gpu       ViT-H on a GPU
     python -m tests.benchmarks --readme           writes the table into the README too

@@ -103,7 +103,10 @@ def measure(case: Case, turns: int, compiled: bool) -> dict[str, Result]:
       compiled: whether to try torch.compile where the case may.
 
     Returns:
-      Results by side; without COMPILED where it could not run.
+      Results by side.
+
+    Raises:
+      RuntimeError: the process of a side ended; without a C++ compiler COMPILED's does.
     """
     names = [RELEASED, OURS] + [COMPILED] * (compiled and case.compiles)
     results = {name: Result() for name in names}

@@ -118,13 +118,7 @@ def train(options: Options) -> Prepared:
     return run, {}
 
 
-STAGES = {
-    "encoder": encoder,
-    "prompt": prompt,
-    "prompts": prompts,
-    "generator": generator,
-    "train": train,
-}
+STAGES = {stage.__name__: stage for stage in (encoder, prompt, prompts, generator, train)}
 
 
 def main() -> None:

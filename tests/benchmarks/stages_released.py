@@ -250,13 +250,7 @@ def train(options: Options) -> Prepared:
     return step, {}
 
 
-STAGES = {
-    "encoder": encoder,
-    "prompt": prompt,
-    "prompts": prompts,
-    "generator": generator,
-    "train": train,
-}
+STAGES = {stage.__name__: stage for stage in (encoder, prompt, prompts, generator, train)}
 
 
 def main() -> None:

@@ -241,3 +241,16 @@ def test_padding_is_zero_after_normalising():
 def test_errors_name_what_is_wrong(variables, call, message):
     with pytest.raises(ValueError, match=message):
         call(variables)
+
+
+@pytest.mark.parametrize("wanted, indices", [("several", slice(1, None)), ("one", slice(0, 1))])
+def test_masks_that_are_not_wanted_change_nothing(wanted, indices):
+    variables = lively_variables(SMALL)
+    grid = SMALL.grid
+    embedding = jax.random.normal(jax.random.key(0), (1, grid, grid, SMALL.embed_dim))
+    prompts = Prompts(jnp.array([[[[5.0, 9.0], [0.0, 0.0]]]]), jnp.array([[[1, -1]]]))
+    model = SamModel(SMALL)
+    whole = model.apply(variables, embedding, prompts, method="decode")
+    part = model.apply(variables, embedding, prompts, wanted=wanted, method="decode")
+    for ours, theirs in zip(part, whole, strict=True):
+        np.testing.assert_allclose(ours, theirs[:, :, indices], atol=1e-5)
