@@ -5,18 +5,16 @@ Both classes here are sources in the sense of `sam_jax.data.sources`.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image
 
 from sam_jax.data.cut_paste import MIN_PIXELS, CutPaste
 from sam_jax.data.images import read_image
+from sam_jax.data.scene_camera import photographed
 from sam_jax.data.scene_layouts import Canvas, compose, new_canvas
-from sam_jax.data.scene_textures import bank
 from sam_jax.data.sources import Record
 from sam_jax.ops import rle as rle_ops
 
@@ -71,7 +69,7 @@ class ProceduralScenes:
         canvas = new_canvas(self.size, self._photos)
         compose(canvas, rng)
         return {
-            "image": np.array(_photographed(canvas.image, rng)),
+            "image": np.array(photographed(canvas.image, rng)),
             "rles": _visible_masks(canvas),
             "name": f"scene:{self.seed}:{index}",
         }
@@ -86,53 +84,3 @@ def _visible_masks(canvas: Canvas) -> list[dict[str, Any]]:
         if sum(pixels[label] for label in visible) >= MIN_PIXELS:
             kept[visible] = None
     return rle_ops.encode_groups(canvas.labels, [sorted(group) for group in kept])
-
-
-def _photographed(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """What a camera adds: uneven light, defocus or motion, sensor noise, JPEG, loss of colour."""
-    if rng.random() < 0.4:
-        low = rng.integers(int(rng.integers(90, 220)), 256, (3, 3), dtype=np.uint8)
-        light = Image.fromarray(low).resize(image.size, Image.Resampling.BICUBIC)
-        image = ImageChops.multiply(image, Image.merge("RGB", (light, light, light)))
-    if rng.random() < 0.5:
-        image = image.filter(ImageFilter.GaussianBlur(float(rng.choice((0.4, 0.7, 1.0, 1.6)))))
-    elif rng.random() < 0.1:
-        image = image.filter(_motion(rng))
-    if rng.random() < 0.1:
-        image = image.convert("L").convert("RGB")
-    if rng.random() < 0.6:
-        image = _noisy(image, rng)
-    if rng.random() < 0.35:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=int(rng.integers(25, 95)))
-        image = Image.open(file).convert("RGB")
-    return image
-
-
-def _motion(rng: np.random.Generator) -> ImageFilter.Kernel:
-    """A blur along a line of 5 pixels."""
-    weights = np.zeros((5, 5))
-    angle = rng.uniform(0, np.pi)
-    for step in np.linspace(-2, 2, 9):
-        weights[round(2 + step * np.sin(angle)), round(2 + step * np.cos(angle))] = 1
-    return ImageFilter.Kernel((5, 5), weights.reshape(-1).tolist(), scale=float(weights.sum()))
-
-
-def _noisy(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Adds sensor noise of a standard deviation up to about 12 grey levels."""
-    size = max(image.size)
-    tile = _sensor_noise(size)[int(rng.integers(2))]
-    x, y = (int(v) for v in rng.integers(0, tile.width - size, 2, endpoint=True))
-    noise = tile.crop((x, y, x + image.width, y + image.height))
-    amount = rng.uniform(0.05, 0.4)
-    noise = noise.point([round(128 + (v - 128) * amount) for v in range(256)] * 3)
-    return ImageChops.add(image, noise, 1.0, -128)
-
-
-@lru_cache(maxsize=4)
-def _sensor_noise(size: int) -> tuple[Image.Image, Image.Image]:
-    """Noise around 128, coloured and grey, somewhat larger than `size`; always the same."""
-    bank()  # made together, so that the first scene pays for all tables
-    rng = np.random.default_rng(5)
-    values = rng.normal(128, 30, (size + 64, size + 64, 3)).clip(0, 255).astype(np.uint8)
-    return Image.fromarray(values), Image.fromarray(np.repeat(values[..., :1], 3, axis=2))
