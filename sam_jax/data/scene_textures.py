@@ -30,7 +30,8 @@ class Style:
 
     Attributes:
       palette: 768 bytes, 256 RGB colours from the darkest to the brightest.
-      pattern: "flat", "noise", "wave", "band", "check", "dots", "wood" or "photo".
+      pattern: "flat", "noise", "wave", "band", "check", "dots" (square ones), "spots" (round
+        bumps, for palettes with a step), "wood" or "photo".
       noise: which field of the bank (or which photograph).
       scale: bank pixels for each pixel; large values make fine grain.
       period: of regular patterns, pixels.
@@ -145,6 +146,8 @@ def field(style: Style, width: int, height: int) -> Image.Image:
         across = _phase(style, width, height, np.pi / 2)
         if style.pattern == "check":
             values = _BAND[along] ^ _BAND[across]
+        elif style.pattern == "spots":
+            values = _WAVE[along] // 2 + _WAVE[across] // 2
         else:
             values = _BAND[255 - np.minimum(_WAVE[along], _WAVE[across])]
     pattern = Image.fromarray(np.ascontiguousarray(values))
