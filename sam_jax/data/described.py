@@ -45,7 +45,7 @@ HUES = {  # hue in degrees, saturation and value (brightness), each from .. to
     "yellow": ((50, 58), (0.75, 1.0), (0.88, 1.0)),
     "orange": ((24, 34), (0.88, 1.0), (0.92, 1.0)),
     "purple": ((272, 292), (0.55, 0.9), (0.45, 0.75)),
-    "pink": ((325, 345), (0.35, 0.58), (0.93, 1.0)),
+    "pink": ((322, 338), (0.42, 0.6), (0.93, 1.0)),
     "brown": ((18, 28), (0.6, 0.8), (0.3, 0.45)),
     "black": ((0, 360), (0.0, 0.2), (0.03, 0.12)),
     "white": ((0, 360), (0.0, 0.04), (0.94, 1.0)),
@@ -55,7 +55,7 @@ HUES = {  # hue in degrees, saturation and value (brightness), each from .. to
 _GROUND = ((0, 360), (0.0, 0.22), (0.3, 0.72))  # likewise of backgrounds: dull, neither end
 _CONTRAST = 75.0  # wanted between an object and its ground: distance of their RGB colours
 # How much of white or black is mixed into a colour for its patterns' second tone; white elsewhere.
-_TO_WHITE = {"pink": (0.75, 0.85), "black": (0.4, 0.5)}
+_TO_WHITE = {"orange": (0.55, 0.65), "pink": (0.7, 0.8), "black": (0.4, 0.5)}
 _TO_BLACK = {"yellow": (0.5, 0.65), "white": (0.5, 0.6)}
 _PLAN = 96  # pixels of the side of the plan on which places are tried
 _TRIES = 20
@@ -65,9 +65,9 @@ class DescribedScenes:
     """A source of drawn scenes with phrases for each of their objects.
 
     Two to six objects on a quiet ground, with moderate overlap; many differ from another one by
-    one or two attributes only. A mask is the visible part of an object. Record i depends on
-    (seed, i, size, places) and on nothing else. Beside what every source gives
-    (`sam_jax.data.sources`), a record has
+    one or two attributes only. A mask is the visible part of an object; they come from back to
+    front. Record i depends on (seed, i, size, places) and on nothing else. Beside what every
+    source gives (`sam_jax.data.sources`), a record has
 
         "attributes": a list of `Attributes`, one a mask, all true of it
         "descriptions": a list of tuples of str, one a mask: different phrases, all true of it,
@@ -159,8 +159,9 @@ def _arranged(rng: np.random.Generator) -> list[_Thing]:
         attributes = _attributes([thing.attributes for thing in things], rng)
         matrix = _pose(attributes, rng)
         need = MIN_VISIBLE * abs(np.linalg.det(matrix)) * _PLAN**2
+        margin = 0.06 + rng.uniform(0, 0.5) * np.sqrt(abs(np.linalg.det(matrix)))
         for _ in range(_TRIES):
-            thing = _Thing(attributes, matrix, rng.uniform(0.06, 0.94, 2))
+            thing = _Thing(attributes, matrix, rng.uniform(margin, 1 - margin, 2))
             cover = _cover(thing)
             left = [seen & ~cover for seen in visible]
             if cover.sum() < need or any(
@@ -277,7 +278,7 @@ def _second(colour: np.ndarray, name: str, rng: np.random.Generator) -> np.ndarr
     """The other tone of a pattern: the same colour, much darker or much lighter."""
     if name in _TO_BLACK:
         return colour * (1 - rng.uniform(*_TO_BLACK[name]))
-    return colour + (255 - colour) * rng.uniform(*_TO_WHITE.get(name, (0.6, 0.75)))
+    return colour + (255 - colour) * rng.uniform(*_TO_WHITE.get(name, (0.45, 0.6)))
 
 
 def _tones(colour: np.ndarray, spread: float) -> np.ndarray:
