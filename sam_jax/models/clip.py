@@ -178,7 +178,7 @@ def _branch_end(t: TowerConfig):
 def object_attention(object_mask: jax.Array) -> jax.Array:
     """Which token attends to which in the last layer, if the class token is to see an object.
 
-    The class token attends to the patches inside the mask and to itself. Itself, because the paper's
+    The class token attends to the patches inside the mask and to itself. Itself, because the
     restriction (Segment Anything section 7.5, appendix D) is to "positions inside the mask", and it
     has no position in the image; it is one of its own keys in all of CLIP's training, and what it
     says of the rest of the image is in the result anyway, by the residual. A mask without any patch
