@@ -26,7 +26,7 @@ PHRASES = [
     "a dog",
     "It's  a CAT!!",
     "dogcat, 42 cafés",
-    "the cat's dog and another dog and a cat",
+    "the cat's dog and another dog and then a cat",
     "\tdog\ncat ",
 ]
 

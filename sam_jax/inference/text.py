@@ -153,7 +153,7 @@ class _Tokenizer:
     def _unknown(self, phrase: str, i: int, word: str) -> str:
         known = [w for w, token in self._vocabulary.items() if token not in self._strange]
         near = difflib.get_close_matches(word.lower(), known)
-        instead = f"as {' or '.join(map(repr, near))}" if near else "that it was trained with"
+        instead = f"such as {' or '.join(map(repr, near))}" if near else "that it was trained with"
         return f"phrases[{i}]: the model does not know {word!r} in {phrase!r}; use words {instead}"
 
 

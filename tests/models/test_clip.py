@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from sam_jax.models.clip import (
-    CLIP_TINY,
     CLIP_VIT_B_16,
     CLIP_VIT_B_32,
     CLIP_VIT_L_14_336,
@@ -23,6 +22,7 @@ from sam_jax.models.clip import (
     clip_normalise,
     end_positions,
     init_clip,
+    object_attention,
 )
 from tests.clips import SMALL, images, random_params, reference
 from tests.models.stages import difference
@@ -133,18 +133,17 @@ def test_every_layer_of_the_image_tower(pair):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("masked, length", [(False, 9), (False, 5), (True, 9)])
-def test_every_layer_of_the_text_tower(pair, masked, length):
+@pytest.mark.parametrize("masked", [False, True], ids=["no mask", "mask"])
+def test_every_layer_of_the_text_tower(pair, masked):
     import torch
 
     config, model = pair
-    ids, live = IDS[:, :length], LIVE[:, :length]
-    args = (ids, live) if masked else (ids,)
+    args = (IDS, LIVE) if masked else (IDS,)
     ours, kept = run(config, "encode_text", params(config), *args)
     with torch.no_grad():
         out = model.text_model(
-            torch.from_numpy(ids),
-            torch.from_numpy(live).long() if masked else None,
+            torch.from_numpy(IDS),
+            torch.from_numpy(LIVE).long() if masked else None,
             output_hidden_states=True,
             return_dict=True,
         )
@@ -231,6 +230,14 @@ def test_in_the_last_layer_the_class_token_sees_the_object_alone():
     assert (~inside).sum() == SMALL.grid**2 - 2
 
 
+def test_the_last_layers_attention_by_hand():
+    mask = jnp.array([[[True, False]], [[False, False]]])
+    assert object_attention(mask)[:, 0].astype(int).tolist() == [
+        [[1, 1, 0], [1, 1, 1], [1, 1, 1]],  # the class token itself, and the patch inside
+        [[1, 1, 1], [1, 1, 1], [1, 1, 1]],
+    ]
+
+
 def test_with_one_layer_pixels_outside_the_object_do_not_count():
     config = SMALL.replace(image=dataclasses.replace(SMALL.image, depth=1))
     p, mask = config.patch_size, object_mask()[:1]
@@ -244,9 +251,16 @@ def test_with_one_layer_pixels_outside_the_object_do_not_count():
 
 def test_full_and_empty_masks_are_no_restriction():
     x = images()
-    plain, masked = encode(SMALL, x), encode(SMALL, x, object_mask())
+    (plain, before), (masked, after) = (
+        run(SMALL, "encode_image", params(), x, *args) for args in ((), (object_mask(),))
+    )
     np.testing.assert_allclose(masked[1:], plain[1:], atol=1e-5)
     assert difference(masked[0], plain[0]) > 0.01
+    layers = [kept["intermediates"]["image"] for kept in (before, after)]
+    first, last = ([x[f"block_{i}"]["__call__"][0] for x in layers] for i in (0, 1))
+    assert difference(first[1], first[0]) < 1e-6
+    assert difference(last[1][:, 1:], last[0][:, 1:]) < 1e-6  # the patches
+    assert difference(last[1][0, 0], last[0][0, 0]) > 0.01
 
 
 def test_bfloat16_stays_near_and_gives_float32():
@@ -265,11 +279,12 @@ def test_clip_normalise():
 
 
 def test_fresh_weights_are_of_the_paper():
-    config = CLIP_TINY.replace(text=TowerConfig(128, 1, 4, 512))
-    made = jax.jit(lambda key: init_clip(config, key, text_tower_only=True))(jax.random.key(0))
-    made = made["params"]["text"]
-    assert float(made["block_0"]["lin2"]["kernel"].std()) == pytest.approx(1 / 16, rel=0.02)
-    assert float(made["token_embed"].std()) == pytest.approx(0.02, rel=0.02)
+    block = Block(TowerConfig(128, 1, 4, 512), "float32")
+    made = jax.jit(lambda key: block.init(key, jnp.zeros((1, 1, 128))))(jax.random.key(0))["params"]
+    for lin, std in (("lin1", 1 / 16), ("lin2", 1 / 16)):
+        assert float(made[lin]["kernel"].std()) == pytest.approx(std, rel=0.02)
+    for proj, std in (("k_proj", 128**-0.5), ("out_proj", 1 / 16)):
+        assert float(made["attn"][proj]["kernel"].std()) == pytest.approx(std, rel=0.02)
     scale = Scale().init(jax.random.key(0))["params"]["log"]
     assert float(jnp.exp(scale)) == pytest.approx(1 / 0.07)
 
