@@ -136,14 +136,24 @@ def write_safetensors(
     """
     flat = {key: np.asarray(value) for key, value in names.flatten(variables).items()}
     check(names.own_shapes(config), flat, "variables")
+    stored = as_stored(flat, half)
+    with replacing(path) as made:
+        save_file(stored, made, {METADATA: config_to_json(config, name)})
+
+
+def as_stored(flat: Mapping[str, np.ndarray], half: bool = False) -> dict[str, np.ndarray]:
+    """Arrays as a safetensors file takes them: contiguous, float32 or (`half`) float16.
+
+    Raises:
+      ValueError: a number is beyond float16.
+    """
     dtype = np.float16 if half else np.float32
     with np.errstate(over="ignore"):
-        stored = {key: np.ascontiguousarray(value, dtype) for key, value in flat.items()}
+        stored = {key: np.asarray(value, dtype, order="C") for key, value in flat.items()}
     lost = [k for k, v in flat.items() if np.isfinite(v).all() > np.isfinite(stored[k]).all()]
     if lost:
         raise ValueError(f"half: numbers beyond 65504, which float16 can't hold, in {lost}")
-    with replacing(path) as made:
-        save_file(stored, made, {METADATA: config_to_json(config, name)})
+    return stored
 
 
 def write_orbax(
@@ -219,26 +229,39 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
 
 def _read_folder(path: Path, expected: SamConfig | None) -> Contents:
     """Hugging Face's folder, or any other with a file of its name."""
-    found = next((path / name for name in HF_WEIGHTS if (path / name).is_file()), None)
-    if found is None:
+    if hf_weights(path) is None:
         raise ValueError(
             f"path: the folder {path} is no checkpoint: it has neither {ORBAX_JSON} (Orbax) nor "
             f"model.safetensors (Hugging Face)"
         )
-    tensors: dict[str, np.ndarray] = {}
-    metadata: dict[str, str] = {}
-    if found.suffix == ".json":
-        for shard in _shards(found):
-            tensors.update(read_safetensors(path / shard)[0])
-    elif found.suffix == ".bin":
-        tensors = read_pth(found)
-    else:
-        tensors, metadata = read_safetensors(found)
+    tensors, metadata = read_weights(hf_weights(path))
     contents = _from_tensors(path, tensors, metadata, expected)
     if METADATA not in metadata and (path / "config.json").is_file():
         heads = decoder_heads(path / "config.json", contents.config)
         contents = contents._replace(config=contents.config.replace(decoder_heads=heads))
     return contents
+
+
+def hf_weights(folder: Path) -> Path | None:
+    """The file of a Hugging Face folder that has the weights or, of many files, their index."""
+    return next((folder / name for name in HF_WEIGHTS if (folder / name).is_file()), None)
+
+
+def read_weights(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a .safetensors file, an index of several, or PyTorch's file.
+
+    Raises:
+      CheckpointError: a file is damaged or hostile.
+      FileNotFoundError: a file is not there.
+    """
+    if path.suffix == ".json":
+        tensors: dict[str, np.ndarray] = {}
+        for shard in _shards(path):
+            tensors.update(read_safetensors(path.parent / shard)[0])
+        return tensors, {}
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    return read_pth(path), {}
 
 
 def _shards(index: Path) -> list[str]:
