@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -184,10 +185,15 @@ def fingerprint(
     for path, leaf in jax.tree_util.tree_leaves_with_path(encoder):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+    files_digest(digest, files)
+    return digest.hexdigest()[:16]
+
+
+def files_digest(digest: Any, files: Path | None) -> None:
+    """Adds path, size and time of change of all files at or under `files` to a hash."""
     for path in _walk(files) if files is not None else ():
         about = path.stat()
         digest.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode())
-    return digest.hexdigest()[:16]
 
 
 def _walk(files: Path) -> Iterator[Path]:

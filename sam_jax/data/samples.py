@@ -81,8 +81,10 @@ class PipelineConfig:
 
 @dataclass(frozen=True)
 class _Mask:
-    """One mask of a record, still run-length encoded: size, counts and relative bounds."""
+    """One mask of a record, still run-length encoded: its place in the record, size, counts and
+    relative bounds."""
 
+    number: int
     hw: tuple[int, int]
     counts: np.ndarray
     area: int
@@ -116,6 +118,7 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
       masks uint8 [N, M, M]: 255 * share of each cell's pixels of the model frame under the mask.
       boxes_xyxy float32 [N, 4]: first and last column and row of the mask at S resolution, pixels.
       mask_valid bool [N]: False for rows that hold no mask (all zero).
+      text float32 [N, T], for a record with "texts" [masks, V, T]: one of the V of each mask.
       Or None when no window with a usable mask was found.
 
     Raises:
@@ -138,12 +141,15 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
         return None
     masks = np.zeros((config.max_masks, config.mask_size, config.mask_size), np.uint8)
     boxes = np.zeros((config.max_masks, 4), np.float32)
-    for row, (coverage, box) in enumerate(drawn):
+    for row, (_, coverage, box) in enumerate(drawn):
         masks[row], boxes[row] = coverage, box
     if "embedding" in record:
         seen = {"embedding": record["embedding"]}
     else:
         seen = {"image": _draw_image(image, view, rng, config)}
+    if "texts" in record:
+        texts = [record["texts"][number] for number, _, _ in drawn]
+        seen["text"] = _draw_texts(texts, rng, config)
     return seen | {
         "image_hw": np.array(view.hw, np.int32),
         "masks": masks,
@@ -187,7 +193,7 @@ def _read_masks(record: Record, config: PipelineConfig) -> list[_Mask]:
         if 0 < area <= config.max_mask_fraction * height * width:
             x0, y0, x1, y1 = rle_ops.bounds_xyxy(counts, height)
             bounds = (x0 / width, y0 / height, (x1 + 1) / width, (y1 + 1) / height)
-            masks.append(_Mask((height, width), counts, area, bounds))
+            masks.append(_Mask(number, (height, width), counts, area, bounds))
     return masks
 
 
@@ -220,8 +226,8 @@ def _draw_view(
 
 def _draw_masks(
     candidates: list[_Mask], view: _View, rng: np.random.Generator, config: PipelineConfig
-) -> list[tuple[np.ndarray, tuple[float, ...]]]:
-    """Up to N masks in random order as (coverage [M, M], box); only these are decoded."""
+) -> list[tuple[int, np.ndarray, tuple[float, ...]]]:
+    """Up to N masks in random order as (number, coverage [M, M], box); only these are decoded."""
     most = config.max_mask_fraction * view.hw[0] * view.hw[1]
     drawn = []
     # Sorting log-odds plus Gumbel noise draws without replacement by those odds.
@@ -244,9 +250,19 @@ def _draw_masks(
             continue
         left, top, right, bottom = hard.getbbox()
         box = (x + left, y + top, x + right - 1, y + bottom - 1)
-        drawn.append((_coverage(part, x, y, config), box))
+        drawn.append((mask.number, _coverage(part, x, y, config), box))
         if len(drawn) == config.max_masks:
             break
+    return drawn
+
+
+def _draw_texts(
+    texts: list[np.ndarray], rng: np.random.Generator, config: PipelineConfig
+) -> np.ndarray:
+    """float32 [N, T]: of each mask's embeddings [V, T] one, zeros where there is no mask."""
+    drawn = np.zeros((config.max_masks, texts[0].shape[-1]), np.float32)
+    for row, variants in enumerate(texts):
+        drawn[row] = variants[rng.integers(len(variants))]
     return drawn
 
 

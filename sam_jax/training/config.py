@@ -66,6 +66,24 @@ class PromptConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Training for text prompts (paper section D.6): CLIP sees the object, later it reads."""
+
+    clip: str = ""
+    """A CLIP model with both towers (`sam_jax.checkpoint.clip`); empty: no text prompts. Its text
+    tower goes into the trained model's file."""
+    share: float = 1.0
+    """How often a mask's first prompt is the embedding of its crop (the paper: always), not a
+    click or a box."""
+    variants: int = 4
+    """Crops of each mask that are embedded, once, before training; one is drawn every time."""
+    min_area: int = 100**2
+    """Smaller masks, in pixels of the photo, are left out (`sam_jax.data.crops`)."""
+    scenes: int = 2000
+    """How many different described scenes there are, if `TrainConfig.described` asks for any."""
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
     """The optimiser and its schedule (`sam_jax.training.optim`)."""
 
@@ -151,6 +169,7 @@ class TrainConfig:
     prompts: PromptConfig = PromptConfig()
     optim: OptimConfig = OptimConfig()
     lora: LoraConfig = LoraConfig()
+    text: TextConfig = TextConfig()
     devices: DevicesConfig = DevicesConfig()
     data_root: str = "data"
     """The folder that the sources' paths are relative to."""
@@ -160,6 +179,8 @@ class TrainConfig:
     """Weight of composites: masked objects of the photo folders pasted onto other photos."""
     scenes: float = 0.0
     """Weight of procedural scenes."""
+    described: float = 0.0
+    """Weight of drawn scenes whose objects phrases describe (`sam_jax.data.described`)."""
     mask_area_power: float = 0.0
     """An image's masks are drawn with odds of area ** this; 0: all alike, as in the paper."""
     augment: bool = True

@@ -39,7 +39,7 @@ class TrainState:
 
 
 def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
-    """A foreground click or a noisy box for every mask, in a row with room for the later clicks."""
+    """A click, a noisy box or a text for every mask, in a row with room for the later clicks."""
     side = stage.image_size
     kind_key, point_key, box_key = jax.random.split(key, 3)
     b, n = batch["mask_valid"].shape
@@ -60,6 +60,11 @@ def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
         jnp.pad(points, ((0, 0), (0, 0), (0, later), (0, 0))),
         jnp.pad(labels, ((0, 0), (0, 0), (0, later)), constant_values=EMPTY),
     )
+    if "text" in batch:
+        text_key = jax.random.fold_in(kind_key, 2)
+        is_text = jax.random.bernoulli(text_key, config.text.share, (b, n))
+        labels = jnp.where(is_text[..., None], EMPTY, prompts.labels)
+        prompts = Prompts(prompts.points, labels, text=batch["text"], has_text=is_text)
     if not config.model.draw_boxes:
         return prompts
     drawn = draw_boxes(prompts, (side // config.model.patch_size,) * 2, config.model.patch_size)
@@ -123,7 +128,9 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
         point, label = simulator.corrective_click(key, at_target_size(last), target, content, side)
         points = points.at[:, :, index + 2].set(point)
         labels = labels.at[:, :, index + 2].set(jnp.where(clicked, label, EMPTY))
-        logits, _, losses = decode_round(Prompts(points, labels, masks=feed_back(last)), True)
+        later = dataclasses.replace(prompts, points=points, labels=labels)
+        later = dataclasses.replace(later, masks=feed_back(last), has_mask=None)
+        logits, _, losses = decode_round(later, True)
         return (points, labels, logits[:, :, 0]), losses
 
     rounds = is_click.shape[0]
@@ -212,8 +219,8 @@ def make_step(
     Returns:
       (state, batch, key) -> (state, metrics). A batch has "image" uint8 [B, S, S, 3] or, in its
       place, "embedding" float [B, h, w, D]; "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
-      (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N]. Frozen
-      parameters and their averages keep every bit.
+      (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N], and for
+      text prompts "text" float32 [B, N, T]. Frozen parameters and their averages keep every bit.
 
     Raises:
       ValueError: the batch does not divide into the parts of `config.devices.accumulate`.

@@ -1,0 +1,202 @@
+"""`python -m train.contrastive --out DIR`: a tiny CLIP, from drawn objects and their phrases.
+
+Nobody needs it who has CLIP's released weights. It lets the whole of text prompting be trained and
+tested where nothing can be fetched: the image tower sees crops of single objects, as text prompts
+are trained on (`sam_jax.data.crops`), the text tower phrases of their colour, texture and shape
+(`sam_jax.data.descriptions`).
+
+Seen on two CPU cores: 0.35 s a step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+from tqdm import tqdm
+
+from sam_jax.checkpoint.clip import save_clip
+from sam_jax.compiling import compile_ahead
+from sam_jax.data.crops import crop_object
+from sam_jax.data.descriptions import VOCABULARY, Attributes, facts, phrase, read_phrase
+from sam_jax.data.described import DescribedScenes
+from sam_jax.inference.text import word_tokenizer, with_tokenizer
+from sam_jax.models.clip import CLIP_TINY, ClipConfig, ClipModel, clip_normalise
+from sam_jax.ops.rle import decode
+
+CONTEXT = 24
+"""Tokens: the longest phrase has about half as many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ContrastiveConfig:
+    """What `python -m train.contrastive` takes."""
+
+    out: str
+    """Folder that clip.safetensors goes to."""
+    steps: int = 1500
+    batch_size: int = 128
+    """Objects, and as many phrases, in a step."""
+    scenes: int = 4000
+    """Different ones, drawn once; others than those that a model is tested on."""
+    lr: float = 1e-3
+    seed: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """What is trained on: every object of the scenes."""
+
+    crops: np.ndarray
+    """uint8 [N, V, S, S, 3]."""
+    inside: np.ndarray
+    """bool [N, V, g, g]."""
+    attributes: list[Attributes]
+
+
+def alone(attributes: Attributes) -> Attributes:
+    """What a crop shows of an object: neither its size in the picture nor its place."""
+    return dataclasses.replace(attributes, size=None, place=frozenset(), perhaps=frozenset())
+
+
+def draw_objects(config: ContrastiveConfig, clip: ClipConfig, variants: int = 4) -> Objects:
+    """Draws the scenes and cuts `variants` crops out of them around every object."""
+    scenes = DescribedScenes(config.scenes, seed=config.seed, places=False)
+
+    def of(index: int) -> tuple[list, list, list]:
+        record, rng = scenes[index], np.random.default_rng([config.seed, index])
+        pairs = [
+            [
+                crop_object(record["image"], decode(rle), clip.image_size, clip.grid, rng)
+                for _ in range(variants)
+            ]
+            for rle in record["rles"]
+        ]
+        crops = [np.stack([crop for crop, _ in one]) for one in pairs]
+        inside = [np.stack([patches for _, patches in one]) for one in pairs]
+        return crops, inside, [alone(one) for one in record["attributes"]]
+
+    with ThreadPoolExecutor(2) as threads:
+        drawn = list(
+            tqdm(threads.map(of, range(len(scenes))), "drawing", len(scenes), disable=None)
+        )
+    crops, inside, attributes = (sum((one[k] for one in drawn), []) for k in range(3))
+    return Objects(np.stack(crops), np.stack(inside), attributes)
+
+
+def batches(
+    objects: Objects, size: int, tokenise, rng: np.random.Generator
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless batches: crops, the patches inside, tokens, and which phrase is true of which.
+
+    A phrase may be true of several objects; all of them are then right.
+    """
+    while True:
+        chosen = rng.integers(len(objects.attributes), size=size)
+        variant = rng.integers(objects.crops.shape[1], size=size)
+        attributes = [objects.attributes[i] for i in chosen]
+        phrases = [phrase(one, rng) for one in attributes]
+        known = [facts(one) for one in attributes]
+        asked = [facts(read_phrase(words)) for words in phrases]
+        true = np.array([[some <= every for every in known] for some in asked])
+        yield {
+            "crops": objects.crops[chosen, variant],
+            "inside": objects.inside[chosen, variant],
+            "ids": tokenise(phrases),
+            "true": true,
+        }
+
+
+def contrastive_loss(similarity: jax.Array, true: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """CLIP's loss where one phrase may be true of several images.
+
+    Args:
+      similarity: float32 [N, N] (image, text), scaled.
+      true: bool [N, N] (text, image).
+
+    Returns:
+      The mean over both directions of -log of the share that the softmax gives to what is right
+      (towards texts, of each image's true phrases by equal parts), and how often the likeliest
+      image is one that the phrase is true of.
+    """
+    by_image = jax.nn.log_softmax(similarity, 0).T  # [text, image]
+    right = jax.nn.logsumexp(jnp.where(true, by_image, -jnp.inf), 1)
+    by_text = jax.nn.log_softmax(similarity, 1)  # [image, text]
+    share = true.T / true.sum(0)[:, None]
+    loss = -(right.mean() + (share * by_text).sum(1).mean()) / 2
+    hit = jnp.take_along_axis(true, by_image.argmax(1)[:, None], 1).mean()
+    return loss, hit
+
+
+def make_step(model: ClipModel, optimizer: optax.GradientTransformation):
+    """(params, opt_state, batch) -> (params, opt_state, loss, hits), jitted."""
+
+    def loss_of(params, batch):
+        images = clip_normalise(batch["crops"])
+        image = model.apply(params, images, batch["inside"], True, method="encode_image")
+        text = model.apply(params, batch["ids"], None, True, method="encode_text")
+        scale = jnp.exp(params["params"]["logit_scale"]["log"])
+        return contrastive_loss(scale * image @ text.T, batch["true"])
+
+    def step(params, opt_state, batch):
+        (loss, hit), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss, hit
+
+    return jax.jit(step, donate_argnums=(0, 1))
+
+
+def run(config: ContrastiveConfig) -> int:
+    """Trains and writes OUT/clip.safetensors."""
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer_json = word_tokenizer(VOCABULARY, CONTEXT)
+    clip = with_tokenizer(CLIP_TINY.replace(context=CONTEXT), tokenizer_json)
+    model, tokenise = ClipModel(clip), tokeniser(tokenizer_json)
+    objects = draw_objects(config, clip)
+    data = batches(objects, config.batch_size, tokenise, np.random.default_rng(config.seed))
+    batch = next(data)
+    params = jax.jit(model.init, static_argnames="method")(
+        jax.random.key(config.seed),
+        clip_normalise(batch["crops"][:1]),
+        batch["ids"][:1],
+        method="similarity",
+    )
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, 100, config.steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.1)
+    )
+    opt_state = optimizer.init(params)
+    step = compile_ahead(make_step(model, optimizer), params, opt_state, batch)
+    recent: list[tuple[float, float]] = []
+    for done in tqdm(range(1, config.steps + 1), "training", disable=None):
+        params, opt_state, loss, hit = step(params, opt_state, batch)
+        recent.append((float(loss), float(hit)))
+        batch = next(data)
+        if done % 100 == 0 or done == config.steps:
+            loss, hit = np.mean(recent, 0)
+            print(f"step {done} of {config.steps}: loss {loss:.3f}, right image {hit:.3f}")
+            recent = []
+    save_clip(out / "clip.safetensors", clip, jax.device_get(params), tokenizer_json)
+    print(f"wrote {out / 'clip.safetensors'}")
+    return 0
+
+
+def tokeniser(tokenizer_json: str):
+    """From phrases to their ids int32 [N, CONTEXT]."""
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_str(tokenizer_json)
+    return lambda phrases: np.array([one.ids for one in made.encode_batch(phrases)], np.int32)
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(ContrastiveConfig, prog="python -m train.contrastive")))

@@ -1,0 +1,230 @@
+"""Every mask's crops through CLIP's image tower once, for runs that train text prompts.
+
+The embeddings of a source lie in FOLDER/crops-HASH, where HASH stands for the tower's weights, how
+crops are drawn and the source's files: others get other folders. They are mapped into memory, and
+made in any number of sittings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from sam_jax.checkpoint.clip import Clip
+from sam_jax.data.crops import crop_object, crop_rng, large_enough
+from sam_jax.data.sources import Record, RecordError, Source
+from sam_jax.models.clip import ClipModel, clip_normalise
+from sam_jax.ops.rle import decode
+from sam_jax.training.config import TextConfig
+from train.embeddings import files_digest
+
+DTYPE = np.float16
+FLUSH_EVERY = 32
+"""Records between two moments from which an interrupted run can go on."""
+AT_ONCE = 64
+"""Crops that are embedded together."""
+
+
+class CroppedSource:
+    """A source whose records have "texts" besides: float16 [masks, V, T], crops' embeddings.
+
+    Its records have the masks that are large enough and no others.
+
+    Args:
+      source: the records.
+      embeddings: float16 [all masks, V, T], mapped from a file.
+      ends: int64 [len(source)], where each record's rows end; one without rows can't be used.
+      min_area: of a mask, pixels.
+    """
+
+    def __init__(self, source: Source, embeddings: np.ndarray, ends: np.ndarray, min_area: int):
+        self.source, self.min_area = source, min_area
+        self._embeddings, self._ends = embeddings, np.concatenate([[0], ends])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __repr__(self) -> str:
+        return f"CroppedSource({self.source!r})"
+
+    def __getitem__(self, index: int) -> Record:
+        """Record `index` with its embeddings; raises RecordError as the source does."""
+        record = self.source[index]
+        chosen = large_enough(record, self.min_area)
+        first, end = self._ends[index], self._ends[index + 1]
+        if len(chosen) != end - first:
+            raise RecordError(f"{record.get('name', index)}: could not be read when embedding")
+        rles = [record["rles"][number] for number in chosen]
+        return record | {"rles": rles, "texts": np.asarray(self._embeddings[first:end])}
+
+
+class CropCache:
+    """Makes sources with crops' embeddings, and the embeddings as far as they are missing.
+
+    Args:
+      clip: both towers.
+      text: how crops are drawn.
+      seed: of the crops.
+      folder: the run's, on a disk.
+      stopped: asked after every few records.
+    """
+
+    def __init__(
+        self,
+        clip: Clip,
+        text: TextConfig,
+        seed: int,
+        folder: Path,
+        stopped: Callable[[], bool] = lambda: False,
+    ):
+        self._clip, self._text, self._seed = clip, text, seed
+        self._folder, self._stopped = folder, stopped
+        self._embed = crop_embedder(clip)
+
+    def __call__(self, source: Source, files: Path | None) -> CroppedSource | None:
+        """The source with embeddings.
+
+        Args:
+          source: finite, of records; a record that cannot be read stays one.
+          files: where its files lie, for telling whether they changed; None: not on a disk.
+
+        Returns:
+          None where `stopped` said so before all were made; the next call goes on.
+
+        Raises:
+          ValueError: no mask is large enough, or several processes find some missing.
+        """
+        folder = self._folder / f"crops-{self._fingerprint(source, files)}"
+        file, kept = folder / "embeddings.f16", folder / "ends.npy"
+        ends = np.load(kept) if kept.exists() else np.zeros(0, np.int64)
+        if len(ends) < len(source):
+            if jax.process_count() > 1:
+                raise ValueError(
+                    f"text: {len(source) - len(ends)} pictures of {source!r} are not in {folder}; "
+                    "embed them with one process first (it may be stopped after its first step)"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            about = {"source": repr(source), "records": len(source)}
+            (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
+            print(f"embedding the crops of {len(source)} pictures of {source!r} into {folder}")
+            ends = self._fill(source, ends, file, kept)
+        if len(ends) < len(source):
+            return None
+        if not ends[-1]:
+            raise ValueError(
+                f"text.min_area: no mask of {source!r} has {self._text.min_area} pixels; give less"
+            )
+        shape = (int(ends[-1]), self._text.variants, self._clip.config.embed_dim)
+        return CroppedSource(source, np.memmap(file, DTYPE, "r", shape=shape), ends, self.min_area)
+
+    @property
+    def min_area(self) -> int:
+        """Least pixels of a mask."""
+        return self._text.min_area
+
+    def _fingerprint(self, source: Source, files: Path | None) -> str:
+        text, tower = self._text, self._clip.params["params"]["image"]
+        about = f"{len(source)} {source!r} {self._seed} {text.variants} {text.min_area}"
+        digest = hashlib.sha256(about.encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).data)
+        files_digest(digest, files)
+        return digest.hexdigest()[:16]
+
+    def _fill(self, source: Source, ends: np.ndarray, file: Path, kept: Path) -> np.ndarray:
+        """Appends the missing records' rows to the file and returns where all records' end."""
+        known = list(ends)
+        row = self._text.variants * self._clip.config.embed_dim * DTYPE().itemsize
+        with file.open("r+b" if file.exists() else "w+b") as out:
+            out.truncate((known[-1] if known else 0) * row)  # what was not yet counted
+            out.seek(0, 2)
+            for part in self._embedded(source, range(len(known), len(source))):
+                for rows in part:
+                    out.write(rows.tobytes())
+                    known.append((known[-1] if known else 0) + len(rows))
+                out.flush()
+                temporary = kept.with_name(".ends.npy")
+                np.save(temporary, np.array(known, np.int64))
+                temporary.replace(kept)
+                if self._stopped():
+                    break
+        return np.array(known, np.int64)
+
+    def _embedded(self, source: Source, indices: range) -> Iterator[list[np.ndarray]]:
+        """For every few records the rows float16 [masks, V, T] of each; none if unreadable."""
+        width, variants = self._clip.config.embed_dim, self._text.variants
+        bar = tqdm(
+            total=len(indices), unit="image", desc="embedding crops", leave=False, disable=None
+        )
+        with ThreadPoolExecutor(2) as readers, bar:
+            for start in range(0, len(indices), FLUSH_EVERY):
+                part = indices[start : start + FLUSH_EVERY]
+                crops = list(readers.map(lambda index: self._crops(source, index), part))
+                every = [crop for one in crops for crop in one]
+                rows = iter(self._embed(every).reshape(-1, variants, width).astype(DTYPE))
+                yield [
+                    np.stack([next(rows) for _ in range(len(one) // variants)])
+                    if one
+                    else np.zeros((0, variants, width), DTYPE)
+                    for one in crops
+                ]
+                bar.update(len(part))
+
+    def _crops(self, source: Source, index: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(crop, patches inside) of every variant of every mask of a record."""
+        vision = self._clip.config
+        try:
+            record = source[index]
+            chosen = large_enough(record, self._text.min_area)
+            masks = [decode(record["rles"][number]) for number in chosen]
+        except RecordError:
+            return []
+        if any(mask.shape != record["image"].shape[:2] for mask in masks):
+            return []
+        return [
+            crop_object(
+                record["image"],
+                mask,
+                vision.image_size,
+                vision.grid,
+                crop_rng(self._seed, index, number, variant),
+            )
+            for number, mask in zip(chosen, masks, strict=True)
+            for variant in range(self._text.variants)
+        ]
+
+
+def crop_embedder(clip: Clip) -> Callable[[list[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
+    """From crops, as `crop_object` gives them, to embeddings float32 [N, T] of length 1.
+
+    Args:
+      clip: with its image tower.
+    """
+    model = ClipModel(clip.config)
+    params = jax.device_put(clip.params)
+
+    @jax.jit
+    def embed(params: Any, crops: jax.Array, inside: jax.Array) -> jax.Array:
+        x = model.apply(params, clip_normalise(crops), inside, method="encode_image")
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+    def of(crops: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        found = [np.zeros((0, clip.config.embed_dim), np.float32)]
+        for start in range(0, len(crops), AT_ONCE):
+            part = crops[start : start + AT_ONCE]
+            spare = [part[-1]] * (AT_ONCE - len(part))  # one compiled shape
+            images, inside = (np.stack(x) for x in zip(*part, *spare, strict=True))
+            found.append(np.asarray(embed(params, images, inside))[: len(part)])
+        return np.concatenate(found)
+
+    return of
