@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
+from sam_jax.checkpoint.clip import Clip, load_clip
 from sam_jax.checkpoint.load import Sam, save
 from sam_jax.compiling import compile_ahead
 from sam_jax.data.sources import Source
@@ -26,6 +27,7 @@ from sam_jax.training.sharding import global_batch, make_mesh, replicated
 from sam_jax.training.step import TrainState, make_step
 from train.advice import check, warnings
 from train.checkpoints import Checkpoints
+from train.crop_embeddings import CropCache
 from train.data import stage_batches
 from train.embeddings import Cache
 from train.guard import NanGuard
@@ -43,7 +45,8 @@ def run(config: TrainConfig) -> int:
     say = print if is_chief() else lambda *_, **__: None
 
     # ---- state: a checkpoint of this run, else init_from, else fresh
-    config, variables = starting_point(config)
+    clip = open_clip(config.text.clip)
+    config, variables, tower = starting_point(config, clip)
     check(config, variables["params"])
     for text in warnings(config, variables["params"]):
         say(f"WARNING {text}")
@@ -62,9 +65,13 @@ def run(config: TrainConfig) -> int:
     cache = None
     if config.cache_embeddings:
         cache = Cache(variables, config.model, notes, lambda: stop.asked(done))
+    crops = clip and CropCache(clip, config.text, config.seed, notes, lambda: stop.asked(done))
     del variables  # the state has its own
     validation = open_data(config.validation, config.data_root)
-    tools = Tools(watch, NanGuard(notes), checkpoints, stop, cache, skipped, validation)
+    tools = Tools(
+        *(watch, NanGuard(notes), checkpoints, stop, cache, crops),
+        *(skipped, validation, tower, clip),
+    )
     ends = list(itertools.accumulate(stage.steps for stage in config.stages))
     try:
         for number, end in enumerate(ends):
@@ -83,8 +90,25 @@ def run(config: TrainConfig) -> int:
     if done < config.total_steps:
         say(f"stopped at step {done}; the same command goes on from there", flush=True)
         return 130
-    write_model(config, state, mesh, folder, notes)
+    write_model(config, state, mesh, tower, folder, notes)
     return 0
+
+
+def open_clip(path: str) -> Clip | None:
+    """The CLIP of a run's text prompts; None without any.
+
+    Raises:
+      ValueError: it cannot be read.
+    """
+    if not path:
+        return None
+    try:
+        return load_clip(path)
+    except ValueError as error:
+        raise ValueError(
+            f"text.clip: {error}; give --text.clip a CLIP with both towers (`python -m "
+            "train.contrastive --out runs/clip` makes a tiny one)"
+        ) from error
 
 
 def run_folders(config: TrainConfig) -> tuple[epath.Path, Path]:
@@ -106,8 +130,11 @@ class Tools:
     checkpoints: Checkpoints
     stop: Stop
     cache: Cache | None
+    crops: CropCache | None
     skipped: dict[str, str]
     validation: dict[str, Source]
+    text_tower: Clip | None
+    clip: Clip | None
 
 
 class StageRun:
@@ -126,6 +153,7 @@ class StageRun:
             self.number,
             done - self.begin,
             tools.cache,
+            tools.crops,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
             skipped=tools.skipped,
@@ -174,29 +202,33 @@ class StageRun:
                 guard.finish()
                 tools.checkpoints.save(done, state)
                 watch.restart_clock()
-            if tools.validation and not stopping and self.validates_at(done):
+            if not stopping and self.validates_at(done, tools):
                 self.validate(done, state, tools)
         return state, done
 
-    def validates_at(self, done: int) -> bool:
+    def validates_at(self, done: int, tools: Tools) -> bool:
         """Whether a validation follows this step: every so often, and after the last one."""
+        if not (tools.validation or self.config.validation.drawn):
+            return False
         every = self.config.validation.every
         return done == self.config.total_steps or bool(every) and done % every == 0
 
     def validate(self, done: int, state: TrainState, tools: Tools) -> None:
         """Measures the weights as they would be saved now, and draws some of their masks."""
-        sam = trained_model(self.config, state, self.mesh)
+        sam = trained_model(self.config, state, self.mesh, tools.text_tower)
         if sam is not None:
             settings, sheet = self.config.validation, None
-            row = validate(sam, tools.validation, settings)
-            if settings.pictures:
+            row = validate(sam, tools.validation, settings, tools.clip)
+            if settings.pictures and tools.validation:
                 source = next(iter(tools.validation.values()))
                 sheet = prediction_sheet(sam, source, settings.pictures)
             tools.watch.validation(done, row, sheet)
         tools.watch.restart_clock()
 
 
-def trained_model(config: TrainConfig, state: TrainState, mesh) -> Sam | None:
+def trained_model(
+    config: TrainConfig, state: TrainState, mesh, text_tower: Clip | None
+) -> Sam | None:
     """The averaged weights, or the last ones, adapters merged; None where nobody speaks for all."""
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     variables = {"params": state.ema or state.params, "buffers": state.buffers}
@@ -205,14 +237,19 @@ def trained_model(config: TrainConfig, state: TrainState, mesh) -> Sam | None:
         return None
     variables["params"] = jax.device_get(merged(variables["params"], config.lora))
     plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False, scan_blocks=False)
-    return Sam(sam_model.SamModel(plain), variables, plain, config.name)
+    return Sam(sam_model.SamModel(plain), variables, plain, config.name, text_tower)
 
 
 def write_model(
-    config: TrainConfig, state: TrainState, mesh, folder: epath.Path, notes: Path
+    config: TrainConfig,
+    state: TrainState,
+    mesh,
+    text_tower: Clip | None,
+    folder: epath.Path,
+    notes: Path,
 ) -> None:
     """model.safetensors in the folder: what `trained_model` gives."""
-    result = trained_model(config, state, mesh)
+    result = trained_model(config, state, mesh, text_tower)
     if result is None:
         return
     if "://" in str(folder):

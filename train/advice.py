@@ -27,6 +27,7 @@ def check(config: TrainConfig, params: dict) -> None:
             "optim.frozen: these patterns freeze every parameter, and there are no adapters to "
             "train; free some, or give --lora.rank 8"
         )
+    _check_text(config)
     if not config.cache_embeddings:
         return
     problems = []
@@ -53,6 +54,25 @@ def check(config: TrainConfig, params: dict) -> None:
             "cache_embeddings: every picture is encoded once, but "
             + "; ".join(problems)
             + "; or leave it out (--no-cache-embeddings)"
+        )
+
+
+def _check_text(config: TrainConfig) -> None:
+    """Refuses data without text prompts beside data with them."""
+    if not config.text.clip:
+        if config.validation.drawn:
+            raise ValueError("validation.drawn: needs a CLIP, --text.clip PATH")
+        return
+    for name in ("cut_paste", "scenes"):
+        if getattr(config, name):
+            raise ValueError(
+                f"{name}: makes ever new pictures, and the crops of text prompts are embedded once "
+                f"before training: --{name.replace('_', '-')} 0"
+            )
+    if not 0 <= config.text.share <= 1 or config.text.variants < 1:
+        raise ValueError(
+            "text: expected a share of 0 to 1 and at least 1 variant, got "
+            f"{config.text.share} and {config.text.variants}"
         )
 
 

@@ -26,11 +26,13 @@ from tqdm import tqdm
 from sam_jax.checkpoint.clip import save_clip
 from sam_jax.compiling import compile_ahead
 from sam_jax.data.crops import crop_object
-from sam_jax.data.descriptions import VOCABULARY, Attributes, facts, phrase, read_phrase
 from sam_jax.data.described import DescribedScenes
-from sam_jax.inference.text import word_tokenizer, with_tokenizer
-from sam_jax.models.clip import CLIP_TINY, ClipConfig, ClipModel, clip_normalise
+from sam_jax.data.descriptions import VOCABULARY, Attributes, facts, phrase, read_phrase
+from sam_jax.evaluation.described import looks
+from sam_jax.inference.text import with_tokenizer, word_tokenizer
+from sam_jax.models.clip import CLIP_TINY, ClipConfig, ClipModel, clip_normalise, init_clip
 from sam_jax.ops.rle import decode
+from train.__main__ import keep_memory
 
 CONTEXT = 24
 """Tokens: the longest phrase has about half as many."""
@@ -62,11 +64,6 @@ class Objects:
     attributes: list[Attributes]
 
 
-def alone(attributes: Attributes) -> Attributes:
-    """What a crop shows of an object: neither its size in the picture nor its place."""
-    return dataclasses.replace(attributes, size=None, place=frozenset(), perhaps=frozenset())
-
-
 def draw_objects(config: ContrastiveConfig, clip: ClipConfig, variants: int = 4) -> Objects:
     """Draws the scenes and cuts `variants` crops out of them around every object."""
     scenes = DescribedScenes(config.scenes, seed=config.seed, places=False)
@@ -82,7 +79,7 @@ def draw_objects(config: ContrastiveConfig, clip: ClipConfig, variants: int = 4)
         ]
         crops = [np.stack([crop for crop, _ in one]) for one in pairs]
         inside = [np.stack([patches for _, patches in one]) for one in pairs]
-        return crops, inside, [alone(one) for one in record["attributes"]]
+        return crops, inside, [looks(one) for one in record["attributes"]]
 
     with ThreadPoolExecutor(2) as threads:
         drawn = list(
@@ -164,13 +161,10 @@ def run(config: ContrastiveConfig) -> int:
     objects = draw_objects(config, clip)
     data = batches(objects, config.batch_size, tokenise, np.random.default_rng(config.seed))
     batch = next(data)
-    params = jax.jit(model.init, static_argnames="method")(
-        jax.random.key(config.seed),
-        clip_normalise(batch["crops"][:1]),
-        batch["ids"][:1],
-        method="similarity",
+    params = init_clip(clip, jax.random.key(config.seed))
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.lr, min(100, config.steps // 10), config.steps
     )
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, 100, config.steps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.1)
     )
@@ -199,4 +193,5 @@ def tokeniser(tokenizer_json: str):
 
 
 if __name__ == "__main__":
+    keep_memory("train.contrastive")
     sys.exit(run(tyro.cli(ContrastiveConfig, prog="python -m train.contrastive")))

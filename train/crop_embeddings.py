@@ -12,17 +12,15 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
 from sam_jax.checkpoint.clip import Clip
 from sam_jax.data.crops import crop_object, crop_rng, large_enough
 from sam_jax.data.sources import Record, RecordError, Source
-from sam_jax.models.clip import ClipModel, clip_normalise
+from sam_jax.inference.text import crop_embedder
 from sam_jax.ops.rle import decode
 from sam_jax.training.config import TextConfig
 from train.embeddings import files_digest
@@ -30,8 +28,6 @@ from train.embeddings import files_digest
 DTYPE = np.float16
 FLUSH_EVERY = 32
 """Records between two moments from which an interrupted run can go on."""
-AT_ONCE = 64
-"""Crops that are embedded together."""
 
 
 class CroppedSource:
@@ -202,29 +198,3 @@ class CropCache:
             for number, mask in zip(chosen, masks, strict=True)
             for variant in range(self._text.variants)
         ]
-
-
-def crop_embedder(clip: Clip) -> Callable[[list[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
-    """From crops, as `crop_object` gives them, to embeddings float32 [N, T] of length 1.
-
-    Args:
-      clip: with its image tower.
-    """
-    model = ClipModel(clip.config)
-    params = jax.device_put(clip.params)
-
-    @jax.jit
-    def embed(params: Any, crops: jax.Array, inside: jax.Array) -> jax.Array:
-        x = model.apply(params, clip_normalise(crops), inside, method="encode_image")
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-    def of(crops: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        found = [np.zeros((0, clip.config.embed_dim), np.float32)]
-        for start in range(0, len(crops), AT_ONCE):
-            part = crops[start : start + AT_ONCE]
-            spare = [part[-1]] * (AT_ONCE - len(part))  # one compiled shape
-            images, inside = (np.stack(x) for x in zip(*part, *spare, strict=True))
-            found.append(np.asarray(embed(params, images, inside))[: len(part)])
-        return np.concatenate(found)
-
-    return of

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from sam_jax.data.described import DescribedScenes
 from sam_jax.data.open_source import open_source
 from sam_jax.data.pipeline import PipelineConfig, batches
 from sam_jax.data.scenes import CutPaste, ProceduralScenes
@@ -18,12 +19,8 @@ TEXTURES = 128
 """Photographs at most that lend their surfaces to the procedural scenes; they stay in memory."""
 
 
-_UNCHANGED = {
-    "flip": False,
-    "colour_jitter": 0.0,
-    "grey_probability": 0.0,
-    "invert_probability": 0.0,
-}
+_SAME_COLOURS = {"colour_jitter": 0.0, "grey_probability": 0.0, "invert_probability": 0.0}
+_UNCHANGED = {"flip": False} | _SAME_COLOURS
 
 
 def read_sources(
@@ -63,6 +60,9 @@ def read_sources(
     if config.scenes:
         scenes = ProceduralScenes(size=size, seed=config.seed, texture_photos=textures)
         sources.append((scenes, config.scenes))
+    if config.described:
+        drawn = DescribedScenes(config.text.scenes, size, config.seed, places=False)
+        sources.append((drawn, config.described))
     return sources
 
 
@@ -79,15 +79,22 @@ def texture_photos(source: Source) -> list[np.ndarray]:
 
 
 def stage_batches(
-    config: TrainConfig, number: int, start: int, cache: Any = None, **options: Any
+    config: TrainConfig,
+    number: int,
+    start: int,
+    cache: Any = None,
+    crops: Any = None,
+    **options: Any,
 ) -> Any:
-    """The endless batches of a stage from its step `start` on; None where `cache` was stopped.
+    """The endless batches of a stage from its step `start` on; None where a cache was stopped.
 
     Args:
       config: the run's.
       number: of the stage, from 0.
       start: the first step within the stage.
       cache: a `train.embeddings.Cache`: batches have its embeddings in place of images.
+      crops: a `train.crop_embeddings.CropCache`: batches have text prompts, and colours stay as
+        the crops had them.
       **options: for `sam_jax.data.pipeline.batches`: process_index, process_count, threads,
         prefetch, skipped.
     """
@@ -100,17 +107,22 @@ def stage_batches(
         area_power=config.mask_area_power,
         scale_range=stage.scale_range,
         batch_size=stage.batch_size,
-        **({} if config.augment else _UNCHANGED),
+        **(_UNCHANGED if not config.augment else _SAME_COLOURS if crops else {}),
     )
     # No pixel of the frame is made from less than one of the photo's.
     at_least = math.ceil(stage.image_size * max(1.0, stage.scale_range[1]))
     sources = read_sources(config, stage.image_size, at_least)
-    if cache is not None:
-        for i, (name, weight) in enumerate(config.photos):
-            files = None if "://" in name else Path(config.data_root) / name
-            source = cache(sources[i][0], files, stage.image_size)
-            if source is None:
-                return None
-            sources[i] = (source, weight)
+    files: list[Path | None] = [None] * len(sources)
+    if config.data_root != "none":
+        for i, (name, _) in enumerate(config.photos):
+            files[i] = None if "://" in name else Path(config.data_root) / name
+    for i, (source, weight) in enumerate(sources):
+        if crops is not None:
+            source = crops(source, files[i])
+        if source is not None and cache is not None and i < len(config.photos):
+            source = cache(source, files[i], stage.image_size)
+        if source is None:
+            return None
+        sources[i] = (source, weight)
     seed = config.seed + 1000 * number
     return batches(sources, pipeline, seed=seed, start_step=start, **options)

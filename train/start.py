@@ -11,6 +11,7 @@ import optax
 import tyro
 from jax.sharding import Mesh
 
+from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.load import load
 from sam_jax.checkpoint.mae import load_mae
 from sam_jax.models import sam as sam_model
@@ -41,17 +42,26 @@ def read_config(argv: list[str]) -> TrainConfig:
     return tyro.cli(TrainConfig, default=found["config"](), args=argv[2:], prog="python -m train")
 
 
-def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
+def starting_point(
+    config: TrainConfig, clip: Clip | None = None
+) -> tuple[TrainConfig, dict, Clip | None]:
     """Fresh weights, with `init_encoder`'s encoder, or those of `init_from`, whatever their sizes.
+
+    Args:
+      config: the run's.
+      clip: that of `config.text`; the model gets a text head for it where it has none.
 
     Returns:
       The config, its `model` with the sizes of `init_from` where that is given and its stages with
-      an image size, and the variables {"params", "buffers"}.
+      an image size; the variables {"params", "buffers"}; and the text tower that belongs to them.
 
     Raises:
       ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
         stage's image size does not suit the model.
     """
+    text = clip and clip.text_tower()
+    if clip is not None and not config.init_from:
+        config = _with_text(config, clip)
     if config.init_encoder:
         if config.init_from:
             raise ValueError("init_encoder: expected alone, not together with init_from")
@@ -66,7 +76,13 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
         given = {name: getattr(config.model, name) for name in COMPUTED}
         given["draw_boxes"] = config.model.draw_boxes or start.config.draw_boxes
         config = dataclasses.replace(config, model=start.config.replace(**given))
-        variables = dict(start.params)
+        variables, text = dict(start.params), text or start.text
+        if clip is not None and config.model.text_width != clip.config.embed_dim:
+            config = _with_text(config, clip)
+            fresh = sam_model.init(config.model, jax.random.key(config.seed))["params"]
+            prompts = variables["params"]["prompt_encoder"]
+            prompts = prompts | {"text_proj": fresh["prompt_encoder"]["text_proj"]}
+            variables["params"] = variables["params"] | {"prompt_encoder": prompts}
     else:
         key = jax.random.key(config.seed)
         variables = jax.jit(lambda key: sam_model.init(config.model, key))(key)
@@ -81,7 +97,22 @@ def starting_point(config: TrainConfig) -> tuple[TrainConfig, dict]:
                 f"stages: stage {number + 1} has an image_size of {stage.image_size}; expected a "
                 f"multiple of the model's patch size {config.model.patch_size}"
             )
-    return config, variables
+    return config, variables, text
+
+
+def _with_text(config: TrainConfig, clip: Clip) -> TrainConfig:
+    """The config with a text head of the CLIP's width.
+
+    Raises:
+      ValueError: the model has one of another width.
+    """
+    width, wanted = config.model.text_width, clip.config.embed_dim
+    if width not in (0, wanted):
+        raise ValueError(
+            f"text.clip: its embeddings have a width of {wanted}, and the model takes {width}; "
+            "give the CLIP that it was trained beside"
+        )
+    return dataclasses.replace(config, model=config.model.replace(text_width=wanted))
 
 
 def initial_state(

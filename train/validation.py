@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.load import Sam
 from sam_jax.data.open_source import open_source
 from sam_jax.data.sources import RecordError, Source
+from sam_jax.evaluation import described
 from sam_jax.evaluation.clicks import names_of
 from sam_jax.evaluation.single_point import measure_source
 from sam_jax.inference.generator import MaskGenerator
@@ -43,15 +45,27 @@ def open_data(config: ValidationConfig, data_root: str) -> dict[str, Source]:
     return sources
 
 
-def validate(sam: Sam, sources: dict[str, Source], config: ValidationConfig) -> dict[str, float]:
+def validate(
+    sam: Sam, sources: dict[str, Source], config: ValidationConfig, clip: Clip | None = None
+) -> dict[str, float]:
     """Mean IoU over the masks of each source.
+
+    Args:
+      sam: the model.
+      sources: the data by name.
+      config: what to measure.
+      clip: both towers, for drawn scenes.
 
     Returns:
       {"val/NAME/1": after the first click, "val/NAME/1 oracle", "val/NAME/2" ..., "val/NAME/box"},
       and where `config.automatic` asks for it "val/NAME/automatic" and "val/NAME/automatic masks"
-      (see `automatic_recall`).
+      (see `automatic_recall`); of drawn scenes "val/drawn/" and the names of
+      `sam_jax.evaluation.described.FIGURES`.
     """
     predictor, result = Predictor(sam, cache=False), {}
+    if config.drawn and clip is not None:
+        figures = described.summarise(described.measure(predictor, config.drawn, clip))
+        result |= {f"val/drawn/{name}": of["mean"] for name, of in figures.items()}
     for name, source in sources.items():
         rows = measure_source(predictor, source, config.clicks, config.images, name)
         result |= {

@@ -29,7 +29,7 @@ from sam_jax.checkpoint.clip_names import (
     sane,
     to_huggingface,
 )
-from sam_jax.checkpoint.files import HF_WEIGHTS, as_stored, hf_weights, read_weights
+from sam_jax.checkpoint.files import HF_WEIGHTS, Bundle, as_stored, hf_weights, read_weights
 from sam_jax.checkpoint.names import flatten
 from sam_jax.checkpoint.strict import CheckpointError, check
 from sam_jax.models.clip import ClipConfig
@@ -69,6 +69,26 @@ class Clip(NamedTuple):
     def text_tower(self) -> Clip:
         """The text tower alone."""
         return self._replace(params={"params": {"text": self.params["params"]["text"]}})
+
+    def bundle(self) -> Bundle:
+        """The text tower as it goes into the file of a model that was trained beside it."""
+        flat = flatten(self.text_tower().params)
+        arrays = {name: np.asarray(value) for name, value in flat.items()}
+        return Bundle(arrays, metadata(self.config, self.tokenizer_json, True))
+
+    @staticmethod
+    def from_bundle(bundle: Bundle, what: str) -> Clip:
+        """The inverse of `bundle`; `what` names the file.
+
+        Raises:
+          CheckpointError: it is damaged, or its arrays are not those of its config.
+        """
+        try:
+            config, tokenizer_json, _ = from_metadata(bundle.metadata)
+        except CheckpointError as error:
+            raise CheckpointError(f"{what}: its text tower: {error.summary}") from error
+        params = from_own(bundle.tensors, config, f"{what}: its text tower", True)
+        return Clip(config, params, tokenizer_json)
 
 
 def metadata(

@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 METADATA = "sam_jax"
 ORBAX_JSON = "sam_jax.json"
 ORBAX_TREE = "variables"
+TEXT_TOWER = "text_tower"
+"""Before the names of a text tower's arrays; in Orbax folders the name of its own file."""
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 
 DTYPES = {
@@ -47,6 +49,13 @@ DTYPES = {
 }
 
 
+class Bundle(NamedTuple):
+    """A text tower as it lies in a model's file: see `sam_jax.checkpoint.clip.Clip.bundle`."""
+
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
 class Contents(NamedTuple):
     """What a file or folder holds."""
 
@@ -55,6 +64,8 @@ class Contents(NamedTuple):
     config: SamConfig
     name: str | None
     """The model's name, where the file gives it."""
+    text_tower: Bundle | None = None
+    """The text tower that came with it."""
 
 
 def config_to_json(config: SamConfig, name: str | None = None) -> str:
@@ -120,6 +131,7 @@ def write_safetensors(
     config: SamConfig,
     name: str | None = None,
     half: bool = False,
+    text_tower: Bundle | None = None,
 ) -> None:
     """Writes this project's own file.
 
@@ -129,6 +141,7 @@ def write_safetensors(
       config: of the model.
       name: of the model.
       half: store float16 numbers, read back as float32; for a file of half the size.
+      text_tower: goes into the file too.
 
     Raises:
       CheckpointError: the variables are not those of the config.
@@ -136,9 +149,13 @@ def write_safetensors(
     """
     flat = {key: np.asarray(value) for key, value in names.flatten(variables).items()}
     check(names.own_shapes(config), flat, "variables")
+    metadata = {METADATA: config_to_json(config, name)}
+    if text_tower is not None:
+        flat |= {f"{TEXT_TOWER}/{key}": value for key, value in text_tower.tensors.items()}
+        metadata |= text_tower.metadata
     stored = as_stored(flat, half)
     with replacing(path) as made:
-        save_file(stored, made, {METADATA: config_to_json(config, name)})
+        save_file(stored, made, metadata)
 
 
 def as_stored(flat: Mapping[str, np.ndarray], half: bool = False) -> dict[str, np.ndarray]:
@@ -157,9 +174,13 @@ def as_stored(flat: Mapping[str, np.ndarray], half: bool = False) -> dict[str, n
 
 
 def write_orbax(
-    path: str | os.PathLike, variables: Mapping, config: SamConfig, name: str | None = None
+    path: str | os.PathLike,
+    variables: Mapping,
+    config: SamConfig,
+    name: str | None = None,
+    text_tower: Bundle | None = None,
 ) -> None:
-    """Writes an Orbax folder: `variables` by Orbax's StandardCheckpointer, the config beside it."""
+    """Writes an Orbax folder: `variables` by Orbax's StandardCheckpointer, all else beside it."""
     import orbax.checkpoint as ocp
 
     flat = {key: np.asarray(value, np.float32) for key, value in names.flatten(variables).items()}
@@ -169,6 +190,9 @@ def write_orbax(
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(made.resolve() / ORBAX_TREE, names.unflatten(flat))
         (made / ORBAX_JSON).write_text(config_to_json(config, name) + "\n")
+        if text_tower is not None:
+            beside = made / f"{TEXT_TOWER}.safetensors"
+            save_file(as_stored(text_tower.tensors), beside, text_tower.metadata)
 
 
 def _read_orbax(path: Path, expected: SamConfig | None) -> Contents:
@@ -192,12 +216,14 @@ def _read_orbax(path: Path, expected: SamConfig | None) -> Contents:
             names.check_own(tree, config, str(path))
             target = {key: np.empty(leaf.shape, np.float32) for key, leaf in tree.items()}
             variables = checkpointer.restore(folder, names.unflatten(target))
+        beside = path / f"{TEXT_TOWER}.safetensors"
+        text_tower = Bundle(*read_safetensors(beside)) if beside.is_file() else None
     except CheckpointError as error:
         raise _within(path, error) from error
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         first = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: is damaged or no Orbax folder ({first})") from error
-    return Contents(variables, config, name)
+    return Contents(variables, config, name, text_tower)
 
 
 def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
@@ -284,8 +310,13 @@ def _from_tensors(
             stated, name = None, None
             if METADATA in metadata:
                 stated, name = config_from_json(metadata[METADATA])
+            before = f"{TEXT_TOWER}/"
+            tower = {k.removeprefix(before): t for k, t in tensors.items() if k.startswith(before)}
+            text_tower = Bundle(tower, dict(metadata)) if tower else None
+            tensors = {k: t for k, t in tensors.items() if not k.startswith(before)}
             config = _agree(stated or infer_own(tensors), expected)
-            return Contents(names.from_own(tensors, config, str(path)), config, name)
+            variables = names.from_own(tensors, config, str(path))
+            return Contents(variables, config, name, text_tower)
         config = _agree(expected or infer_config(tensors), expected)
         hf = any(key.startswith("vision_encoder.") for key in tensors)
         convert = names.from_hf if hf else names.from_torch

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.checkpoint import files, huggingface, names
+from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.fetch import RELEASED, released_file
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
@@ -37,12 +38,22 @@ class Sam:
       params: the variables {"params", "buffers"}, float32 `jax.Array`s (int8: `load`).
       config: the sizes, and what is computed in.
       name: the model's name, or that of the file it came from.
+      text: the text tower that it was trained beside, for phrases as prompts; None where its file
+        has none. `dataclasses.replace(sam, text=load_clip(...))` gives it another.
     """
 
     model: SamModel
     params: Mapping
     config: SamConfig
     name: str
+    text: Clip | None = None
+
+    def __post_init__(self) -> None:
+        if self.text is not None and self.text.config.embed_dim != self.config.text_width:
+            raise CheckpointError(
+                f"text: expected a text tower of width {self.config.text_width} (the model's "
+                f"text_width), got one of {self.text.config.embed_dim}"
+            )
 
 
 def load(
@@ -94,7 +105,10 @@ def load(
     params = jax.tree.map(lambda x: jnp.array(x, copy=True), contents.variables)
     if encoder_weights == "int8":
         params = quantise_encoder(params)
-    return Sam(SamModel(config), params, config, name)
+    text = contents.text_tower and Clip.from_bundle(contents.text_tower, str(name))
+    if text is not None:
+        text = text._replace(params=jax.tree.map(lambda x: jnp.array(x, copy=True), text.params))
+    return Sam(SamModel(config), params, config, name, text)
 
 
 def _named(name: str) -> files.Contents:
@@ -143,14 +157,15 @@ def save(
         )
     if half and format != "safetensors":
         raise ValueError(f"half: only for the format 'safetensors', got format {format!r}")
+    tower = sam.text and sam.text.bundle()
     if format == "pth":
         write_pth(path, names.to_torch(sam.params))
     elif format == "safetensors":
-        files.write_safetensors(path, sam.params, sam.config, sam.name, half)
+        files.write_safetensors(path, sam.params, sam.config, sam.name, half, tower)
     elif format == "hf":
         huggingface.write_hf(path, sam.params, sam.config)
     elif format == "orbax":
-        files.write_orbax(path, sam.params, sam.config, sam.name)
+        files.write_orbax(path, sam.params, sam.config, sam.name, tower)
     else:
         raise ValueError(f"format: expected 'pth', 'safetensors', 'hf' or 'orbax', got {format!r}")
 

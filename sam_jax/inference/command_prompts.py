@@ -23,12 +23,14 @@ class CommandPrompt:
       points: (x, y) each.
       labels: 1 foreground, 0 background; as many as points.
       box: x0, y0, x1, y1 or None.
+      text: a phrase, or None.
       name: what messages call it.
     """
 
     points: list[list[float]] = dataclasses.field(default_factory=list)
     labels: list[int] | None = None
     box: list[float] | None = None
+    text: str | None = None
     name: str = "the prompt"
 
     def describe(self) -> str:
@@ -40,6 +42,8 @@ class CommandPrompt:
             parts.append(f"{len(self.points)} points")
         if self.box is not None:
             parts.append("box ({:g}, {:g}, {:g}, {:g})".format(*self.box))
+        if self.text is not None:
+            parts.append(f'"{self.text}"')
         return " and ".join(parts) or "no points"
 
 
@@ -50,23 +54,28 @@ def prompts_from_arguments(args: argparse.Namespace) -> list[CommandPrompt]:
       ValueError: a combination that says nothing clear, or a file that cannot be read.
       OSError: there is no such file.
     """
-    clicks = args.point + args.not_point
+    clicks, texts = args.point + args.not_point, args.text or []
     if args.prompts:
         if clicks or args.box or args.mask or args.text:
             raise ValueError("--prompts: give the points and boxes in the file, not beside it")
         return read_prompts(Path(args.prompts))
-    if len(args.box) > 1:
-        if clicks or args.mask or args.text:
+    for name, several, others in (("box", args.box, texts), ("text", texts, args.box)):
+        if len(several) > 1 and (clicks or args.mask or others):
+            plural = {"box": "boxes", "text": "phrases"}[name]
             raise ValueError(
-                f"--box: {len(args.box)} boxes are as many prompts, so it is unclear to which of "
-                "them the rest belongs; put them into a file for --prompts"
+                f"--{name}: {len(several)} {plural} are as many prompts, so it is unclear to which "
+                "of them the rest belongs; put them into a file for --prompts"
             )
+    if len(args.box) > 1:
         return [CommandPrompt(box=box, name=f"--box {i}") for i, box in enumerate(args.box, 1)]
+    if len(texts) > 1:
+        return [CommandPrompt(text=text, name=f"--text {i}") for i, text in enumerate(texts, 1)]
     labels = [1] * len(args.point) + [0] * len(args.not_point)
     box = args.box[0] if args.box else None
-    if not clicks and box is None and not args.mask and not args.text:
+    if not clicks and box is None and not args.mask and not texts:
         return []
-    return [CommandPrompt(clicks, labels, box, "--box" if not clicks else "--point")]
+    name = "--point" if clicks else "--box" if args.box else "--text"
+    return [CommandPrompt(clicks, labels, box, texts[0] if texts else None, name)]
 
 
 def read_prompts(path: Path) -> list[CommandPrompt]:
@@ -91,14 +100,17 @@ def read_prompts(path: Path) -> list[CommandPrompt]:
 
 
 def _from_entry(entry: Any, name: str) -> CommandPrompt:
-    written = ("points", "labels", "box", "masks", "best")  # the last two: of an earlier result
+    written = ("points", "labels", "box", "text", "masks", "best")  # the last two: of a result
     if not isinstance(entry, dict) or not set(entry) <= set(written):
         found = sorted(set(entry) - set(written)) if isinstance(entry, dict) else entry
-        raise ValueError(f'{name}: expected the keys "points", "labels" and "box", got {found}')
-    points, box = entry.get("points") or [], entry.get("box")
-    if not points and box is None:
-        raise ValueError(f'{name}: expected "points" or a "box"')
-    return CommandPrompt(points, entry.get("labels"), box, name)
+        keys = '"points", "labels", "box" and "text"'
+        raise ValueError(f"{name}: expected the keys {keys}, got {found}")
+    points, box, text = entry.get("points") or [], entry.get("box"), entry.get("text")
+    if not points and box is None and text is None:
+        raise ValueError(f'{name}: expected "points", a "box" or a "text"')
+    if not isinstance(text, str | None):
+        raise ValueError(f'{name}: expected "text" to be a phrase, got {text!r}')
+    return CommandPrompt(points, entry.get("labels"), box, text, name)
 
 
 def check(prompts: list[CommandPrompt], image_hw: tuple[int, int]) -> list[CommandPrompt]:
@@ -120,7 +132,11 @@ def check(prompts: list[CommandPrompt], image_hw: tuple[int, int]) -> list[Comma
         box = None if prompt.box is None else checked_box(prompt.box, image_hw, name)
         checked.append(
             CommandPrompt(
-                points.tolist(), labels.tolist(), None if box is None else box.tolist(), name
+                points.tolist(),
+                labels.tolist(),
+                None if box is None else box.tolist(),
+                prompt.text,
+                name,
             )
         )
     return checked

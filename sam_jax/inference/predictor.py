@@ -12,7 +12,8 @@ import numpy as np
 
 from sam_jax.data.images import read_image
 from sam_jax.inference.compiled import POINT_SLOTS, CompiledModel, bucket, use_compilation_cache
-from sam_jax.inference.prompts import Prompt, gather, to_slots
+from sam_jax.inference.prompts import NO_TEXT_HEAD, Prompt, gather, to_slots
+from sam_jax.inference.text import TextTower
 from sam_jax.ops.masks import upscale_masks
 from sam_jax.ops.transforms import pad_to_frame, resize_image, resized_hw
 
@@ -92,6 +93,24 @@ class Predictor:
         self.config = sam.config
         self.image_size = int(size)
         self.compiled = CompiledModel(sam.config, sam.params, self.image_size)
+        self._text, self._phrases = getattr(sam, "text", None), {}
+
+    @functools.cached_property
+    def text_tower(self) -> TextTower:
+        """What makes embeddings of phrases.
+
+        Raises:
+          ValueError: the model has none, or the package `tokenizers` is missing.
+        """
+        if not self.config.text_width:
+            raise ValueError(NO_TEXT_HEAD)
+        if self._text is None:
+            raise ValueError(
+                "text: this model's file came without the text tower that reads phrases; pass "
+                f"embeddings [{self.config.text_width}] of the CLIP that it was trained beside, or "
+                "load that one: dataclasses.replace(sam, text=load_clip(PATH))"
+            )
+        return TextTower(self._text)
 
     def warm_up(self, *, prompts: int = 1, points: int = 1, masks: bool = False) -> None:
         """Compiles now what `embed` and `predict` need, so that the first click is as fast as any.
@@ -158,7 +177,8 @@ class Predictor:
           boxes_xyxy: [4] as x0, y0, x1, y1 in pixels of the photo, or [N, 4]. A box may reach
             beyond the photo.
           mask_logits: [4h, 4w] or [1, 4h, 4w], logits of an earlier prediction, or [N, 4h, 4w].
-          text: [T] or [N, T] text embedding, for models with a text head.
+          text: a phrase, or a list of N phrases, for models that came with a text tower; or their
+            embeddings [T] or [N, T] of length 1, for models with a text head.
           multimask: True: the three masks whole, part and subpart. False: the one mask for prompts
             that leave no doubt. "auto": three for a prompt of a single point, box, mask or text,
             one for a prompt of more (the rule of the paper and of the released ONNX export).
@@ -171,7 +191,8 @@ class Predictor:
 
         Raises:
           ValueError: no prompt, a wrong shape, NaN or infinity, a point outside the photo, a box
-            with no area, labels that do not match, or text for a model without a text head.
+            with no area, labels that do not match, text for a model that takes none, or a phrase
+            that is empty, too long or has an unknown word.
         """
         if multimask not in (True, False, "auto"):
             raise ValueError(f"multimask: expected True, False or 'auto', got {multimask!r}")
@@ -217,8 +238,10 @@ class Predictor:
         """
         h, w = embedding.features.shape[1:3]
         image_hw = embedding.image_hw[0]
+        *others, text = arguments
         prompts, several = gather(
-            *arguments,
+            *others,
+            self._embedded(text),
             image_hw=image_hw,
             mask_hw=(4 * h, 4 * w),
             text_width=self.config.text_width,
@@ -226,6 +249,17 @@ class Predictor:
         slots = to_slots(prompts, image_hw, h * self.config.patch_size)
         logits, scores = self.compiled.decode(embedding.features, slots)
         return *choose_masks(logits, scores, prompts, multimask), several
+
+    def _embedded(self, text: Any) -> Any:
+        """`text` of `predict` with embeddings in the place of phrases; those are kept."""
+        if isinstance(text, str):
+            return self._embedded([text])[0]
+        if not isinstance(text, list | tuple):
+            return text
+        new = list(dict.fromkeys(t for t in text if isinstance(t, str) and t not in self._phrases))
+        if new:
+            self._phrases |= zip(new, self.text_tower.embed(new), strict=True)
+        return [self._phrases[t] if isinstance(t, str) else t for t in text]
 
 
 def frames(photos: Sequence[np.ndarray], image_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,8 @@ import numpy as np
 from sam_jax.models.prompt_encoder import BOTTOM_RIGHT, EMPTY, NOT_A_POINT, TOP_LEFT, Prompts
 from sam_jax.ops.transforms import scale_boxes, scale_points
 
+NO_TEXT_HEAD = "text: this model has no text head (text_width is 0); use points or boxes"
+
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
@@ -58,11 +60,7 @@ def gather(
       ValueError: whatever is wrong, in one sentence that names the argument.
     """
     if text is not None and not text_width:
-        raise ValueError("text: this model has no text head (text_width is 0); use points or boxes")
-    if isinstance(text, str) or (isinstance(text, list) and any(isinstance(t, str) for t in text)):
-        raise ValueError(
-            "text: expected a text embedding of numbers, got a string; embed it with CLIP first"
-        )
+        raise ValueError(NO_TEXT_HEAD)
     if points_xy is not None and _is_empty(points_xy):
         points_xy, labels = None, None if labels is None or _is_empty(labels) else labels
     if labels is not None and points_xy is None:

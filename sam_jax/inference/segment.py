@@ -1,8 +1,9 @@
-"""Masks of a photo, from points, boxes or nothing.
+"""Masks of a photo, from points, boxes, words or nothing.
 
-Points and one box are one prompt. Several boxes are several prompts, and so are the entries of
---prompts. With a photo and no prompt everything in it is segmented; with no photo the bundled one
-is, from two boxes. A prompt of a single point or box gets three candidate masks.
+Points, one box and one text are one prompt. Several boxes or several texts are several prompts, and
+so are the entries of --prompts. With a photo and no prompt everything in it is segmented; with no
+photo the bundled one is, from two boxes. A prompt of a single point, box or text gets three
+candidate masks.
 
 Written, for --out masks.png: masks.png (the photo with the best mask of each prompt),
 masks_candidates.png (the candidates side by side), masks_mask.png (the best mask, 0 and 255; of
@@ -75,7 +76,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a rough mask as a prompt: a picture of the photo's size, "
         "white on the object, or low-resolution logits (.npy)",
     )
-    add("--text", metavar="WORDS", help="what to segment, for models with a text head")
+    add(
+        "--text",
+        metavar="WORDS",
+        action="append",
+        help="what to segment, for models that take text; several are several prompts",
+    )
     add(
         "--model",
         default="tiny",
@@ -155,6 +161,7 @@ def _segment_prompts(args, sam, photo, prompts, out: Path, result: dict) -> list
                 "points": prompt.points,
                 "labels": prompt.labels,
                 "box": prompt.box,
+                "text": prompt.text,
                 "best": int(best[i]),
                 "masks": [_record(prediction.masks[i, k], scores[k]) for k in range(len(scores))],
             }
@@ -181,8 +188,8 @@ def _predictor_arguments(args, predictor, embedding, prompts) -> dict[str, Any]:
             predictor.image_size,
         )
         arguments["mask_logits"] = [mask]
-    if args.text:
-        arguments["text"] = [args.text]
+    if any(prompt.text is not None for prompt in prompts):
+        arguments["text"] = [prompt.text for prompt in prompts]
     return arguments
 
 

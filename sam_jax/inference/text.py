@@ -1,10 +1,10 @@
-"""Phrases to embeddings: a CLIP's tokenizer and text tower, compiled once, called often."""
+"""Phrases and crops to embeddings: a CLIP's towers and tokenizer, compiled once, called often."""
 
 from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +12,10 @@ import numpy as np
 
 from sam_jax.checkpoint.clip import Clip
 from sam_jax.inference.compiled import bucket, use_compilation_cache
-from sam_jax.models.clip import LEGACY_EOS, ClipConfig, ClipModel
+from sam_jax.models.clip import LEGACY_EOS, ClipConfig, ClipModel, clip_normalise
 
 BATCHES = (1, 4, 16, 64)
-"""Phrases that are embedded in one call; more of them take several calls."""
+"""Phrases or crops that are embedded in one call; more of them take several calls."""
 SHORT = 16
 """Tokens that most phrases have room in. What follows a text's end changes nothing of it, so that
 short ones need not be computed at the tower's full length."""
@@ -91,6 +91,39 @@ class TextTower:
 @functools.partial(jax.jit, static_argnums=0)
 def _embed(config: ClipConfig, params: Any, ids: jax.Array) -> jax.Array:
     return ClipModel(config).apply(params, ids, normalise=True, method="encode_text")
+
+
+def crop_embedder(clip: Clip) -> Callable[[list[tuple[np.ndarray, np.ndarray]]], np.ndarray]:
+    """What makes embeddings float32 [N, T] of length 1 of N crops.
+
+    Args:
+      clip: with its image tower.
+
+    Returns:
+      A function of a list of pairs as `sam_jax.data.crops.crop_object` gives them.
+
+    Raises:
+      ValueError: the CLIP has no image tower.
+    """
+    if clip.text_tower_only:
+        raise ValueError("clip: expected both towers, got the text tower alone")
+    model = ClipModel(clip.config)
+    params = jax.device_put(clip.params)
+
+    @jax.jit
+    def embed(params: Any, crops: jax.Array, inside: jax.Array) -> jax.Array:
+        return model.apply(params, clip_normalise(crops), inside, True, method="encode_image")
+
+    def of(crops: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        found = [np.zeros((0, clip.config.embed_dim), np.float32)]
+        for start in range(0, len(crops), BATCHES[-1]):
+            part = crops[start : start + BATCHES[-1]]
+            spare = [part[-1]] * (bucket(len(part), BATCHES) - len(part))
+            images, inside = (np.stack(x) for x in zip(*part, *spare, strict=True))
+            found.append(np.asarray(embed(params, images, inside))[: len(part)])
+        return np.concatenate(found)
+
+    return of
 
 
 class _Tokenizer:

@@ -154,6 +154,8 @@ class ValidationConfig:
     """Images of each that the automatic generator goes over as well."""
     points_per_side: int = 16
     """Of its grid."""
+    drawn: int = 0
+    """Drawn scenes whose objects are asked for by phrases and by their crops, if `text` is on."""
     pictures: int = 4
     """Photos of the first one on the sheet of predictions; 0: no sheet."""
 

@@ -63,7 +63,7 @@ def make_batch(seed: int, images: int = 8) -> dict:
 
 def first_state(config: TrainConfig, mesh):
     """The state before step 0, its shardings, and the optimiser."""
-    config, variables = starting_point(config)
+    config, variables, _ = starting_point(config)
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)
     return *initial_state(config, variables, optimizer, mesh), optimizer
 

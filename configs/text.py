@@ -1,0 +1,51 @@
+"""Text prompts for the bundled model, on drawn scenes and on a CPU: the whole chain, small.
+
+    python -m train.contrastive --out runs/clip
+    python -m train --config configs/text.py
+    sam-jax segment PHOTO --text "the striped red star" --model runs/text/model.safetensors
+
+The first makes a tiny CLIP from drawn objects and their phrases; the second trains on CLIP's
+embeddings of objects' crops, and never sees a word. configs/text_sa1b.py is the paper's, which
+needs CLIP's released weights and SA-1B. On masks of your own: --text.clip CLIP --data-root DIR
+--photos FOLDER 1.0 --described 0.
+"""
+
+from sam_jax.models.config import TINY
+from sam_jax.training.config import (
+    LossConfig,
+    OptimConfig,
+    PromptConfig,
+    Stage,
+    TextConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+
+
+def config() -> TrainConfig:
+    """The bundled model, all of it trained further."""
+    return TrainConfig(
+        name="text",
+        model=TINY,  # its sizes are those of init_from, whatever stands here
+        init_from="tiny",
+        stages=(Stage(800, 256, 8, 6, corrective_clicks=1, mask_only_rounds=0),),
+        loss=LossConfig(iou_on_all=True),
+        prompts=PromptConfig(mask_gradient=False, remat=False),
+        # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
+        text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200),
+        optim=OptimConfig(
+            lr=4e-4,
+            betas=(0.9, 0.99),
+            weight_decay=0.02,
+            layer_decay=0.9,
+            warmup=40,
+            schedule="cosine",
+            clip=1.0,
+            ema=0.99,
+        ),
+        data_root="none",
+        described=1.0,
+        validation=ValidationConfig(every=100, drawn=40),
+        log_every=20,
+        save_every=100,
+    )
