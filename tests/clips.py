@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from sam_jax.checkpoint.clip import Clip, config_to_huggingface, to_huggingface
 from sam_jax.checkpoint.clip_names import own_shapes
 from sam_jax.checkpoint.names import unflatten
+from sam_jax.inference.text import with_tokenizer, word_tokenizer
 from sam_jax.models.clip import ClipConfig, TowerConfig
 
 SMALL = ClipConfig(
@@ -45,6 +47,12 @@ def random_params(config: ClipConfig = SMALL, seed: int = 0) -> dict:
 def random_clip(tokenizer_json: str = "{}", config: ClipConfig = SMALL) -> Clip:
     """A CLIP of such params."""
     return Clip(config, random_params(config), tokenizer_json)
+
+
+def word_clip(words: Sequence[str], context: int = 20) -> Clip:
+    """Such a CLIP with a tokenizer of whole words."""
+    tokenizer = word_tokenizer(words, context)
+    return random_clip(tokenizer, with_tokenizer(SMALL.replace(context=context), tokenizer))
 
 
 def images(count: int = 3, config: ClipConfig = SMALL, seed: int = 1) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,7 @@ from sam_jax.checkpoint.load import Sam
 from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import SamModel, init
 
+WORDS = ("a", "the", "red", "green", "circle", "square")
 CONFIG = SamConfig(
     32,
     2,
@@ -45,6 +47,15 @@ def variables(config: SamConfig = CONFIG, seed: int = 0) -> dict:
 def small_sam(config: SamConfig = CONFIG, seed: int = 0) -> Sam:
     """A model of the config with random weights."""
     return Sam(SamModel(config), jax.device_put(variables(config, seed)), config, "small")
+
+
+def reading_sam(seed: int = 0) -> Sam:
+    """Such a model with a text tower that knows the words of WORDS; needs `tokenizers`."""
+    from tests.clips import word_clip
+
+    clip = word_clip(WORDS)
+    config = CONFIG.replace(text_width=clip.config.embed_dim)
+    return dataclasses.replace(small_sam(config, seed), text=clip.text_tower())
 
 
 def photo(hw: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ from sam_jax.inference import segment
 from sam_jax.inference.predictor import Predictor
 from sam_jax.ops import rle
 from sam_jax.ops.masks import mask_boxes
-from tests.small import photo, small_sam
+from tests.small import photo, reading_sam, small_sam
 
 H, W = 60, 90
 
@@ -55,6 +55,40 @@ def call(folder, tmp_path, monkeypatch, capsys):
 
 def read(path) -> np.ndarray:
     return np.asarray(Image.open(path))
+
+
+def test_words(call, tmp_path, folder):
+    sam = reading_sam()
+    save(sam, folder / "reading.safetensors")
+    phrase = "the red circle"
+    code, out, _ = call(folder / "photo.png", "--text", phrase, model="reading.safetensors")
+    assert code == 0 and '"the red circle": 3 candidates, best first' in out
+    (prompt,) = json.loads((tmp_path / "masks.json").read_text())["prompts"]
+    assert prompt["text"] == phrase
+    predictor = Predictor(sam, cache=False)
+    wanted = predictor.predict(predictor.embed(photo((H, W))), text=phrase)
+    for record, mask in zip(prompt["masks"], wanted.masks, strict=True):
+        np.testing.assert_array_equal(rle.decode(record["segmentation"]), mask)
+    two = ("--text", phrase, "--text", "a green square")
+    code, out, _ = call(folder / "photo.png", *two, model="reading.safetensors")
+    assert code == 0 and 'prompt 2, "a green square": 3 candidates' in out
+    clicked = ("--text", phrase, "--not-point", 5, 6)
+    code, out, _ = call(folder / "photo.png", *clicked, model="reading.safetensors")
+    assert code == 0 and 'point (5, 6) and "the red circle": 1 mask' in out
+    Path("prompts.json").write_text(
+        '[{"text": "a circle", "points": [[3, 4]]}, {"box": [1, 2, 30, 40]}]'
+    )
+    code, out, _ = call(
+        folder / "photo.png", "--prompts", "prompts.json", model="reading.safetensors"
+    )
+    assert code == 0 and 'prompt 1, point (3, 4) and "a circle": 1 mask' in out
+    for words, message in (
+        ((*two, "--point", 3, 4), "--text: 2 phrases are as many prompts"),
+        (("--text", "a fluffy circle"), "text: the model does not know 'fluffy'"),
+        (("--text", " "), "text: expected a phrase, got ' '"),
+    ):
+        code, _, err = call(folder / "photo.png", *words, model="reading.safetensors")
+        assert code == 2 and message in err and len(err.splitlines()) == 1
 
 
 def test_a_click(call, folder, tmp_path):

@@ -61,7 +61,8 @@ def read_sources(
         scenes = ProceduralScenes(size=size, seed=config.seed, texture_photos=textures)
         sources.append((scenes, config.scenes))
     if config.described:
-        drawn = DescribedScenes(config.text.scenes, size, config.seed, places=False)
+        text = config.text
+        drawn = DescribedScenes(text.scenes, text.scene_size, config.seed, places=False)
         sources.append((drawn, config.described))
     return sources
 

@@ -79,7 +79,8 @@ def starting_point(
         variables, text = dict(start.params), text or start.text
         if clip is not None and config.model.text_width != clip.config.embed_dim:
             config = _with_text(config, clip)
-            fresh = sam_model.init(config.model, jax.random.key(config.seed))["params"]
+            key = jax.random.key(config.seed)
+            fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)["params"]
             prompts = variables["params"]["prompt_encoder"]
             prompts = prompts | {"text_proj": fresh["prompt_encoder"]["text_proj"]}
             variables["params"] = variables["params"] | {"prompt_encoder": prompts}

@@ -85,7 +85,7 @@ class Annotation:
         assistant = self.assistant
         ready = assistant.status == "ready"
         about = {"name": self.model, "hash": assistant.hash, "ready": ready}
-        about["status"] = assistant.status
+        about |= {"status": assistant.status, "reads": assistant.reads}
         return {"model": about, "stage": self.stage, "hint_seconds": HINT_SECONDS}
 
     def photos(self, request: Request, who: str) -> dict[str, Any]:
@@ -139,10 +139,11 @@ class Annotation:
         places, labels = checks.points(body, hw)
         box, mask = checks.box(body, hw), checks.mask(body, hw)
         previous = checks.text(body, "previous", 64) if body.get("previous") else None
-        if not places and box is None:
-            raise BadRequest("points: expected a point or a box")
+        words = checks.text(body, "text", checks.MOST_LABEL) if body.get("text") else None
+        if not places and box is None and words is None:
+            raise BadRequest("points: expected a point, a box or a text")
         drawn = None if mask is None or previous else rle.decode(mask)
-        found = self.assistant.predict(name, places, labels, box, drawn, previous)
+        found = self.assistant.predict(name, places, labels, box, drawn, previous, words)
         candidates = [
             {**c.rle, "score": c.score, "stability": c.stability, "token": c.token} for c in found
         ]
@@ -160,6 +161,8 @@ class Annotation:
             raise BadRequest("prompts: expected points, labels, box and strokes")
         places, labels = checks.points(prompts, hw)
         kept = {"points": places, "labels": labels, "box": checks.box(prompts, hw)}
+        if prompts.get("text"):
+            kept["text"] = checks.text(prompts, "text", checks.MOST_LABEL)
         fields = {
             "stage": self.stage,
             "seconds": checks.number(body, "seconds", 0, checks.MOST_SECONDS),

@@ -137,6 +137,11 @@ class Assistant:
         return self.status == "ready" and not self._wanted and time.monotonic() > self._busy_until
 
     @property
+    def reads(self) -> bool:
+        """Whether the model takes phrases."""
+        return self._predictor is not None and self._predictor.reads
+
+    @property
     def predictor(self) -> Any:
         """The model's Predictor, or None before it is compiled."""
         return self._predictor
@@ -149,14 +154,16 @@ class Assistant:
         box_xyxy: Sequence | None = None,
         mask: np.ndarray | None = None,
         previous: str | None = None,
+        text: str | None = None,
     ) -> list[Candidate]:
-        """Masks for one prompt: three for a lone point or box, else one; the likeliest first.
+        """Masks for one prompt: three for a lone point, box or text, else one; likeliest first.
 
         Args:
           photo: its name.
           points_xy, labels, box_xyxy: in pixels of the photo.
           mask: bool [H, W] that the model starts from.
           previous: token of the candidate that it starts from instead.
+          text: a phrase, where the model `reads`.
 
         Raises:
           NotReady: the model or the embedding is not there.
@@ -179,8 +186,9 @@ class Assistant:
         with self._deciding:
             points = np.reshape(points_xy, (-1, 2)) if len(points_xy) else None
             # A mask or an earlier answer does not make a lone click less ambiguous than a click.
-            multimask = logits is None and len(points_xy) + (box_xyxy is not None) == 1
-            arguments = (points, labels if len(labels) else None, box_xyxy, logits, None)
+            count = len(points_xy) + (box_xyxy is not None) + (text is not None)
+            multimask = logits is None and count == 1
+            arguments = (points, labels if len(labels) else None, box_xyxy, logits, text)
             found, scores, _ = predictor.decode(embedding, arguments, multimask)
             side = embedding.features.shape[1] * predictor.config.patch_size
             return self._candidates(photo, embedding, side, found[0], scores[0])
@@ -250,6 +258,9 @@ class Assistant:
             predictor.warm_up()
             predictor.warm_up(points=9)
             predictor.warm_up(masks=True)
+            if predictor.reads:
+                predictor.warm_up(text=True)
+                predictor.warm_up(masks=True, text=True)
         except Exception as error:  # whatever it is, the page says it and the brush still works
             self.problem = f"the model can't be loaded: {error}"
             self._say("ready" if self._predictor else self.problem)

@@ -95,6 +95,11 @@ class Predictor:
         self.compiled = CompiledModel(sam.config, sam.params, self.image_size)
         self._text, self._phrases = getattr(sam, "text", None), {}
 
+    @property
+    def reads(self) -> bool:
+        """Whether prompts may be phrases."""
+        return self._text is not None
+
     @functools.cached_property
     def text_tower(self) -> TextTower:
         """What makes embeddings of phrases.
@@ -112,7 +117,9 @@ class Predictor:
             )
         return TextTower(self._text)
 
-    def warm_up(self, *, prompts: int = 1, points: int = 1, masks: bool = False) -> None:
+    def warm_up(
+        self, *, prompts: int = 1, points: int = 1, masks: bool = False, text: bool = False
+    ) -> None:
         """Compiles now what `embed` and `predict` need, so that the first click is as fast as any.
 
         Args:
@@ -120,13 +127,18 @@ class Predictor:
           points: so many points a prompt, and fewer; what up to 7 need is always compiled.
           masks: whether the prompts have masks, or boxes that the model draws as such
             (`SamConfig.draw_boxes`).
+          text: whether the prompts have a text.
         """
         embedding = self.embed(np.zeros((self.image_size, self.image_size, 3), np.uint8))
         h, w = embedding.features.shape[1:3]
         logits = np.zeros((prompts, 4 * h, 4 * w)) if masks else None
+        words = np.zeros((prompts, self.config.text_width)) if text else None
+        if text and self.reads:
+            self.text_tower.warm_up()
         most = bucket(max(points + 1, 8), POINT_SLOTS)
         for slots in [size for size in POINT_SLOTS if size < most] + [most]:
-            self.predict(embedding, np.zeros((prompts, slots - 1, 2)), mask_logits=logits)
+            points_xy = np.zeros((prompts, slots - 1, 2))
+            self.predict(embedding, points_xy, mask_logits=logits, text=words)
 
     def embed(self, image: Any) -> Embedding:
         """Encodes a photo, or a list of photos of any sizes.
@@ -258,7 +270,7 @@ class Predictor:
             return text
         new = list(dict.fromkeys(t for t in text if isinstance(t, str) and t not in self._phrases))
         if new:
-            self._phrases |= zip(new, self.text_tower.embed(new), strict=True)
+            self._phrases |= zip(new, self.text_tower.embed(new, called="text"), strict=True)
         return [self._phrases[t] if isinstance(t, str) else t for t in text]
 
 

@@ -51,12 +51,15 @@ class TextTower:
         use_compilation_cache()
         self._params = jax.device_put({"params": {"text": clip.params["params"]["text"]}})
 
-    def tokenise(self, phrases: Sequence[str], *, truncate: bool = False) -> np.ndarray:
+    def tokenise(
+        self, phrases: Sequence[str], *, truncate: bool = False, called: str = "phrases"
+    ) -> np.ndarray:
         """Phrases -> tokens, filled up with the end token.
 
         Args:
           phrases: N texts.
           truncate: cut the end off a phrase that is too long, instead of refusing it.
+          called: what errors call the phrases.
 
         Returns:
           int32 [N, context].
@@ -70,14 +73,16 @@ class TextTower:
             )
         ids = np.full((len(phrases), self.config.context), self._tokenizer.end, np.int32)
         for i, phrase in enumerate(phrases):
-            row = self._tokenizer.encode(phrase, i, self.config.context, truncate)
+            row = self._tokenizer.encode(phrase, called, self.config.context, truncate)
             ids[i, : len(row)] = row
         return ids
 
-    def embed(self, phrases: Sequence[str], *, truncate: bool = False) -> np.ndarray:
+    def embed(
+        self, phrases: Sequence[str], *, truncate: bool = False, called: str = "phrases"
+    ) -> np.ndarray:
         """Phrases -> embeddings of length 1, float32 [N, T]; arguments and errors: `tokenise`."""
-        ids = self.tokenise(phrases, truncate=truncate)
-        short = min(SHORT, self.config.context)
+        ids = self.tokenise(phrases, truncate=truncate, called=called)
+        short = self._lengths[0]
         if (ids[:, short - 1 :] == self._tokenizer.end).all():
             ids = ids[:, :short]
         parts = [np.zeros((0, self.width), np.float32)]
@@ -86,6 +91,15 @@ class TextTower:
             filled = np.resize(part, (bucket(len(part), BATCHES), ids.shape[1]))
             parts.append(np.asarray(_embed(self.config, self._params, filled))[: len(part)])
         return np.concatenate(parts)
+
+    def warm_up(self) -> None:
+        """Compiles now what `embed` needs for a single phrase."""
+        for length in self._lengths:
+            _embed(self.config, self._params, np.full((1, length), self._tokenizer.end, np.int32))
+
+    @property
+    def _lengths(self) -> tuple[int, int]:
+        return min(SHORT, self.config.context), self.config.context
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -154,40 +168,37 @@ class _Tokenizer:
         unknown = getattr(self._made.model, "unk_token", None)
         self._strange = {self.begin, self.end, self._vocabulary.get(unknown)}
 
-    def encode(self, phrase: str, i: int, context: int, truncate: bool) -> list[int]:
-        """Ids of phrase number `i`, begin and end included, at most `context`."""
+    def encode(self, phrase: str, called: str, context: int, truncate: bool) -> list[int]:
+        """Ids of a phrase, begin and end included, at most `context`; `called` is for errors."""
         if not isinstance(phrase, str) or not phrase.strip():
-            raise ValueError(f"phrases[{i}]: expected a phrase, got {phrase!r}; leave it out")
+            raise ValueError(f"{called}: expected a phrase, got {phrase!r}; leave it out")
         try:
             found = self._made.encode(phrase)
         except Exception as error:  # the package raises nothing narrower
-            raise ValueError(
-                f"phrases[{i}]: the tokenizer cannot read {phrase!r}: {error}"
-            ) from error
+            raise ValueError(f"{called}: the tokenizer cannot read {phrase!r}: {error}") from error
         ids = found.ids
         if len(ids) == 2:
             raise ValueError(
-                f"phrases[{i}]: expected a phrase, got {phrase!r}, of which the tokenizer keeps "
+                f"{called}: expected a phrase, got {phrase!r}, of which the tokenizer keeps "
                 "nothing; use words"
             )
         for token, (start, stop) in zip(ids[1:-1], found.offsets[1:-1], strict=True):
             if token in self._strange:
-                raise ValueError(self._unknown(phrase, i, phrase[start:stop]))
+                raise ValueError(self._unknown(phrase, called, phrase[start:stop]))
         if len(ids) > context:
             if not truncate:
                 raise ValueError(
-                    f"phrases[{i}]: {phrase!r} has {len(ids)} tokens, its begin and end included, "
-                    f"expected at most {context}; shorten it, or pass truncate=True to have its "
-                    "end cut off"
+                    f"{called}: {phrase!r} has {len(ids)} tokens, its begin and end included, "
+                    f"expected at most {context}; shorten it"
                 )
             ids = [*ids[: context - 1], self.end]  # as transformers does
         return ids
 
-    def _unknown(self, phrase: str, i: int, word: str) -> str:
+    def _unknown(self, phrase: str, called: str, word: str) -> str:
         known = [w for w, token in self._vocabulary.items() if token not in self._strange]
         near = difflib.get_close_matches(word.lower(), known)
         instead = f"such as {' or '.join(map(repr, near))}" if near else "that it was trained with"
-        return f"phrases[{i}]: the model does not know {word!r} in {phrase!r}; use words {instead}"
+        return f"{called}: the model does not know {word!r} in {phrase!r}; use words {instead}"
 
 
 def _package():

@@ -81,6 +81,8 @@ class TextConfig:
     """Smaller masks, in pixels of the photo, are left out (`sam_jax.data.crops`)."""
     scenes: int = 2000
     """How many different described scenes there are, if `TrainConfig.described` asks for any."""
+    scene_size: int = 256
+    """Their side, pixels."""
 
 
 @dataclasses.dataclass(frozen=True)

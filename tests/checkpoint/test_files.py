@@ -1,5 +1,6 @@
 """Saving and loading in every format: the same bits, strictly, whole files or none."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.models.config import TINY, VIT_B
 from sam_jax.storage import replacing
 from tests.checkpoint.common import ODD, assert_same_bits, random_sam
+from tests.clips import random_clip
 
 FORMATS = {"pth": "m.pth", "safetensors": "m.safetensors", "orbax": "m", "hf": "m-hf"}
 
@@ -79,6 +81,37 @@ def test_a_text_head_is_kept(tmp_path, kind):
         with pytest.raises(CheckpointError, match="text head"):
             save(sam, tmp_path / "no", other)
     assert [p.name for p in tmp_path.iterdir()] == ["text.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "orbax"])
+def test_a_text_tower_is_kept(tmp_path, kind):
+    clip = random_clip('{"version": "1.0"}')
+    sam = dataclasses.replace(random_sam(ODD.replace(text_width=14)), text=clip)
+    path = tmp_path / ("text.safetensors" if kind == "safetensors" else "text")
+    save(sam, path)
+    back = load(path)
+    assert_same_bits(back.params, sam.params)
+    assert back.text.text_tower_only and back.text.config == clip.config
+    assert_same_bits(back.text.params, clip.text_tower().params)
+    assert back.text.tokenizer_json == clip.tokenizer_json
+    assert load(path, dtype="bfloat16").text is not None
+    with pytest.raises(CheckpointError, match="width 5 .* got one of 14"):
+        dataclasses.replace(random_sam(ODD.replace(text_width=5)), text=clip)
+
+
+def test_a_damaged_text_tower_is_named(tmp_path):
+    sam = dataclasses.replace(random_sam(ODD.replace(text_width=14)), text=random_clip())
+    save(sam, tmp_path / "text.safetensors")
+    tensors, metadata = files.read_safetensors(tmp_path / "text.safetensors")
+    tensors = {k: np.array(v) for k, v in tensors.items() if not k.endswith("text/pos_embed")}
+    save_file(tensors, tmp_path / "less.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="its text tower.*missing") as found:
+        load(tmp_path / "less.safetensors")
+    assert found.value.missing == ("params/text/pos_embed",)
+    metadata["sam_jax_clip"] = "{"
+    save_file(tensors, tmp_path / "broken.safetensors", metadata)
+    with pytest.raises(CheckpointError, match="its text tower: its config is damaged"):
+        load(tmp_path / "broken.safetensors")
 
 
 def test_dtype_is_asked_for(saved):

@@ -17,8 +17,10 @@ from starlette.testclient import TestClient  # noqa: E402
 from sam_jax.data.store import MODEL, Store  # noqa: E402
 from sam_jax.engine import server  # noqa: E402
 from sam_jax.engine.annotation import Annotation  # noqa: E402
+from sam_jax.engine.assistant import Assistant  # noqa: E402
 from sam_jax.ops.rle import decode, encode, uncompressed  # noqa: E402
 from tests.engine.conftest import HW, rectangle  # noqa: E402
+from tests.small import reading_sam  # noqa: E402
 
 POSTS = (
     "/api/predict",
@@ -44,6 +46,7 @@ def body(**more):
 def test_what_there_is(client, photos):
     info = client.get("/api/info").json()
     assert info["model"]["name"] == "small" and info["model"]["ready"] is True
+    assert info["model"]["reads"] is False
     assert info["stage"] == "assisted" and info["hint_seconds"] == 30
     names = [one["name"] for one in client.get("/api/photos").json()["photos"]]
     assert names == ["a.png", "c.jpg", "deep/b.jpg"]
@@ -54,6 +57,30 @@ def test_what_there_is(client, photos):
     assert image.headers["content-type"] == "image/png"
     assert image.content == (photos / "a.png").read_bytes()
     assert "default-src 'self'" in image.headers["content-security-policy"]
+
+
+def test_words_where_the_model_reads(photos, store):
+    assistant = Assistant(reading_sam, photos)
+    assistant.start()
+    try:
+        assert assistant.ready("a.png", 60)[0]
+        app = server.make_app(Annotation(store, assistant, "reading"), {"testserver"})
+        with TestClient(app, headers={"X-Annotator": "ann"}) as client:
+            assert client.get("/api/info").json()["model"]["reads"] is True
+            ask = {"photo": "a.png", "text": "the red circle"}
+            found = client.post("/api/predict", json=ask).json()["candidates"]
+            assert len(found) == 3
+            click = ask | {"points": [[5, 6]], "labels": [0], "previous": found[0]["token"]}
+            assert len(client.post("/api/predict", json=click).json()["candidates"]) == 1
+            other = client.post("/api/predict", json=ask | {"text": "a green square"}).json()
+            assert other["candidates"][0]["score"] != found[0]["score"]
+            unknown = client.post("/api/predict", json=ask | {"text": "fluffy"})
+            assert unknown.status_code == 400 and "does not know 'fluffy'" in unknown.text
+            made = client.post("/api/masks", json=body(prompts={"text": "the red circle"}))
+            (mask,) = store.alive().values()
+            assert made.status_code == 201 and mask.event["prompts"]["text"] == "the red circle"
+    finally:
+        assistant.stop()
 
 
 def test_pictures_that_browsers_do_not_show_and_turned_ones(client, photos):

@@ -11,7 +11,7 @@ from sam_jax.inference import compiled
 from sam_jax.inference.compiled import bucket, use_compilation_cache
 from sam_jax.inference.predictor import Predictor
 from sam_jax.ops.masks import upscale_masks
-from tests.small import CONFIG, photo, small_sam
+from tests.small import CONFIG, photo, reading_sam, small_sam
 
 H, W = 45, 80
 
@@ -209,8 +209,55 @@ def test_text_prompts_where_the_model_has_a_head():
     assert out.masks.shape == (2, 3, H, W) and np.abs(out.logits[0] - out.logits[1]).max() > 1e-3
     with pytest.raises(ValueError, match=r"text: expected an embedding \[8\], got \[5\]"):
         predictor.predict(embedding, text=text[0, :5])
-    with pytest.raises(ValueError, match="CLIP"):
+    with pytest.raises(ValueError, match="text: this model's file came without the text tower"):
         predictor.predict(embedding, text="a cat")
+
+
+def test_phrases_are_what_their_embeddings_are(monkeypatch):
+    predictor = Predictor(reading_sam(), cache=False)
+    embedding = predictor.embed(photo((H, W)))
+    phrases = ["the red circle", "a green square"]
+    vectors = predictor.text_tower.embed(phrases)
+    calls = []
+    embed = predictor.text_tower.embed
+    monkeypatch.setattr(
+        predictor.text_tower, "embed", lambda new, called: calls.append(new) or embed(new)
+    )
+
+    def same(a, b):
+        np.testing.assert_array_equal(a.masks, b.masks)
+        np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
+
+    one = predictor.predict(embedding, text=phrases[0])
+    assert one.masks.shape == (3, H, W), "a lone phrase is ambiguous"
+    same(one, predictor.predict(embedding, text=vectors[0]))
+    two = predictor.predict(embedding, text=phrases)
+    assert np.abs(two.logits[0] - two.logits[1]).max() > 1e-3
+    same(two, predictor.predict(embedding, text=vectors))
+    click = {"points_xy": [[40, 20]], "labels": [0]}
+    both = predictor.predict(embedding, text=phrases[1], **click)
+    assert both.masks.shape == (1, H, W), "with a click it is not"
+    same(both, predictor.predict(embedding, text=vectors[1], **click))
+    mixed = predictor.predict(embedding, text=[phrases[0], None], boxes_xyxy=[None, [3, 4, 30, 31]])
+    np.testing.assert_allclose(mixed.logits[0], two.logits[0], atol=1e-5)
+    batch = predictor.embed([photo((H, W)), photo((W, H), 1)])
+    first, _ = predictor.predict(batch, text=phrases)
+    np.testing.assert_allclose(first.logits, one.logits, atol=1e-5)
+    assert calls == [[phrases[0]], [phrases[1]]], "every phrase is embedded once"
+
+
+@pytest.mark.parametrize(
+    "phrase, message",
+    [
+        ("", "text: expected a phrase, got ''"),
+        ("the fluffy circle", "text: the model does not know 'fluffy'"),
+        ("red " * 19, "text: 'red .*' has 21 tokens, its begin and end included, expected at most"),
+    ],
+)
+def test_phrases_that_cannot_be_read(phrase, message):
+    predictor = Predictor(reading_sam(), cache=False)
+    with pytest.raises(ValueError, match=message):
+        predictor.predict(predictor.embed(photo((H, W))), text=phrase)
 
 
 def test_empty_slots_change_nothing(predictor, embedding):

@@ -1,5 +1,6 @@
 // The annotation page: what the keys, the pointer and the buttons do.
 
+import { connectAsk } from "./ask.js";
 import { Editor } from "./editor.js";
 import { connectKeys } from "./keys.js";
 import { encode, decode, picture } from "./masks.js";
@@ -48,6 +49,7 @@ view.scene = () => ({
 function changed() {
   drawCandidates($("candidates"), editor);
   $("label").value = editor.state.label;
+  asking.follow();
   $("save").disabled = !editor.area;
   $("drop").disabled = editor.empty;
   $("undo").disabled = !editor.past.length && !page.removed.length;
@@ -78,8 +80,12 @@ const model = new Model({ editor, page, view, say, complain, changed, ready: mod
 const predict = () => model.predict();
 const hover = (point) => model.hover(point);
 
+const asking = connectAsk($("ask"), $("phrase"), editor, predict);
+
 async function modelIsReady(photo) {
   await loadMasks(photo).catch(complain);
+  page.model = (await get("/api/info").catch(() => page)).model;
+  asking.show(page.model.reads);
 }
 
 // Photos
@@ -167,11 +173,11 @@ function step(by) {
 
 async function save() {
   if (!editor.area) return;
-  const { points, labels, box, strokes, label, candidates, chosen, painted, replaces } = editor.state;
+  const { points, labels, box, text, strokes, label, candidates, chosen, painted, replaces } = editor.state;
   const body = {
     photo: page.photo,
     mask: encode(editor.mask, editor.height, editor.width),
-    prompts: { points, labels, box, strokes },
+    prompts: { points, labels, box, text, strokes },
     seconds: Math.round(editor.tick() * 10) / 10,
     label,
     replaces,
@@ -334,7 +340,7 @@ connectKeys({
     h: () => $("keys").showModal(), enter: save, escape: drop,
     delete: () => page.chosen && remove(page.chosen),
     backspace: () => page.chosen && remove(page.chosen),
-    r: () => page.chosen && correct(page.chosen),
+    r: () => page.chosen && correct(page.chosen), t: () => $("phrase").focus(),
   },
   cross: {
     arrowleft: () => moveCross(-1, 0), arrowright: () => moveCross(1, 0),

@@ -4,7 +4,7 @@ import { area, decode, fill, stroke } from "./masks.js";
 
 const EMPTY = {
   points: [], labels: [], box: null, strokes: [], candidates: [], chosen: 0, painted: null,
-  replaces: null, label: "", seconds: 0,
+  replaces: null, label: "", text: "", seconds: 0,
 };
 const STEPS = 60; // that can be undone
 const PAUSE = 15; // seconds without doing anything from which on time does not count
@@ -76,8 +76,18 @@ export class Editor {
   }
 
   get empty() {
-    const { points, box, painted } = this.state;
-    return !points.length && !box && !painted;
+    return !this.asked && !this.state.text && !this.state.painted;
+  }
+
+  /** Whether there are clicks or a box. */
+  get asked() {
+    return this.state.points.length > 0 || this.state.box !== null;
+  }
+
+  /** Words for the object; what they found before is no start for others. */
+  ask(text) {
+    this.pending = true;
+    this.change({ text, candidates: [], chosen: 0, painted: null });
   }
 
   click(point, label) {
@@ -140,12 +150,13 @@ export class Editor {
 
   /** What the server is asked; null where nothing is to be asked. */
   question(encode) {
-    const { points, labels, box, candidates, chosen, painted } = this.state;
-    if (!points.length && !box) return null;
+    const { points, labels, box, text, candidates, chosen, painted } = this.state;
+    if (!this.asked && !text) return null;
     return {
       points,
       labels,
       box,
+      text: text || null,
       mask: painted ? encode(painted, this.height, this.width) : null,
       previous: painted ? null : candidates[chosen]?.token || null,
     };

@@ -5,6 +5,7 @@ import { colour } from "./view.js";
 
 const KEYS = [
   ["Click, right click, drag", "foreground, background, box"],
+  ["T", "words for the object, where the model reads"],
   ["C  B  E  L", "click, brush, eraser, lasso (Shift removes)"],
   ["[  ]", "smaller, larger brush"],
   ["Tab or 1 2 3", "another candidate"],
