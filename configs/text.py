@@ -28,7 +28,10 @@ def config() -> TrainConfig:
         name="text",
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
-        stages=(Stage(800, 256, 8, 6, corrective_clicks=1, mask_only_rounds=0),),
+        stages=(
+            Stage(600, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
+            Stage(150, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
+        ),
         loss=LossConfig(iou_on_all=True),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sam_jax.checkpoint.load import save
 from sam_jax.data.store import Store
 from sam_jax.ops.rle import decode
+from tests.small import reading_sam
 
 pytestmark = pytest.mark.browser
 
@@ -46,12 +48,12 @@ HW = (300, 400)
 class Server:
     """`sam-jax annotate` on a folder, in a process of its own."""
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, *options):
+        self.folder, self.options = folder, options
         self.start()
 
     def start(self):
-        arguments = ["annotate", str(self.folder), "--port", "0", "--no-browser"]
+        arguments = ["annotate", str(self.folder), "--port", "0", "--no-browser", *self.options]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sam_jax", *arguments], stdout=subprocess.PIPE, text=True
         )
@@ -260,6 +262,45 @@ def test_hover_shows_a_mask_without_a_click(page):
     page.mouse(("move", 200, 150))
     page.wait("hovered", True)
     assert page.get("area") == 0 and page.get("candidates") == 0
+
+
+def test_words_find_a_thing_where_the_model_reads(page, folder, tmp_path):
+    def ask(words):
+        field.clear()
+        field.send_keys(words, Keys.ENTER)
+        page.wait("pending", False)
+
+    field = page.browser.find_element("id", "phrase")
+    assert not field.is_displayed(), "the bundled model does not read"
+    shutil.copy(folder / "a.jpg", tmp_path)
+    save(reading_sam(), tmp_path / "model.safetensors")
+    server = Server(tmp_path, "--model", str(tmp_path / "model.safetensors"))
+    try:
+        page.open(server.url)
+        field = page.browser.find_element("id", "phrase")
+        page.wait("photo && document.getElementById('ask').hidden", False)
+        ask("the red circle")
+        assert page.get("candidates") == 3
+        red = page.get("area")
+        ask("a green square")
+        assert page.get("candidates") == 3 and page.get("area") != red
+        page.click(20, 20, MouseButton.RIGHT)
+        assert page.get("candidates") == 1 and page.get("labels") == [0]
+        page.chord(Keys.CONTROL, "z")
+        page.chord(Keys.CONTROL, "z")
+        assert page.get("area") == red and field.get_attribute("value") == "the red circle"
+        page.keys(Keys.ENTER)
+        page.wait("saved", 1)
+        assert field.get_attribute("value") == ""
+        store = "".join(f.read_text() for f in (tmp_path / "sam_jax_store").rglob("*.jsonl"))
+        assert '"text": "the red circle"' in store
+        ask("a fluffy circle")
+        assert "does not know 'fluffy'" in page.shows("#error")
+        page.keys(Keys.ESCAPE)
+    finally:
+        page.browser.get("about:blank")
+        page.browser.get_log("browser")  # the refused words are logged as an error by the browser
+        server.kill()
 
 
 def test_a_finger_taps_and_two_pinch(page):
