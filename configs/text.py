@@ -29,26 +29,29 @@ def config() -> TrainConfig:
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
         stages=(
-            Stage(600, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
-            Stage(150, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
+            Stage(1400, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
+            Stage(200, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
         ),
         loss=LossConfig(iou_on_all=True),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
         text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200),
         optim=OptimConfig(
-            lr=4e-4,
-            betas=(0.9, 0.99),
+            name="muon",
+            lr=1e-3,
+            muon_lr=2.5e-3,
+            betas=(0.9, 0.98),
             weight_decay=0.02,
-            layer_decay=0.9,
-            warmup=40,
+            layer_decay=1.0,
+            frozen=("image_encoder/patch_embed/*",),  # as in configs/tiny.py
+            warmup=30,
             schedule="cosine",
             clip=1.0,
             ema=0.99,
         ),
         data_root="none",
         described=1.0,
-        validation=ValidationConfig(every=100, drawn=40),
+        validation=ValidationConfig(every=200, drawn=25),
         log_every=20,
         save_every=100,
     )

@@ -4,9 +4,10 @@
         --text.clip DIR2 --init-encoder mae_pretrain_vit_huge.pth --devices.coordinator auto
 
 DIR2 is a folder of Hugging Face's openai/clip-vit-large-patch14-336 (config.json, tokenizer.json
-and weights); its text tower goes into the trained model's file. Before the first step every crop is
-embedded once, which takes longer than reading the data: run it with --stages.0.steps 1 on a single
-process first, and the real run finds them.
+and weights); its text tower goes into the trained model's file. DIR/sa1b holds as many of SA-1B's
+tars as there is patience for: before the first step every crop is embedded once, by one process
+(run it with --stages.0.steps 1 first, and the real run finds them), and an image of 100 masks
+takes 400 passes of CLIP's tower and 600 kB of disk. Ten tars are a hundred thousand images.
 
 From the paper: CLIP's image embedding of the object, of length 1, is the first prompt, and clicks
 follow; masks of at least 100 x 100 pixels; the box grown by 1 to 2, square, 336 px, the
@@ -33,4 +34,5 @@ def config() -> TrainConfig:
         start.stages[0], steps=120_000, batch_size=128, scale_range=(0.1, 2.0)
     )
     text = TextConfig(clip="clip-vit-large-patch14-336")
-    return dataclasses.replace(start, name="text_sa1b", stages=(stage,), text=text)
+    model = start.model.replace(text_width=768)  # of that CLIP's embeddings
+    return dataclasses.replace(start, name="text_sa1b", model=model, stages=(stage,), text=text)

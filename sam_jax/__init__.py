@@ -14,6 +14,7 @@ _HOMES = {
     "load": "sam_jax.checkpoint.load",
     "save": "sam_jax.checkpoint.load",
     "Sam": "sam_jax.checkpoint.load",
+    "load_clip": "sam_jax.checkpoint.clip",
     "CheckpointError": "sam_jax.checkpoint.strict",
     "Predictor": "sam_jax.inference.predictor",
     "Prediction": "sam_jax.inference.predictor",
@@ -49,6 +50,7 @@ __all__ = [
     "__version__",
     "init",
     "load",
+    "load_clip",
     "normalise",
     "remove_overlaps",
     "save",
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from sam_jax.checkpoint.clip import load_clip
     from sam_jax.checkpoint.load import Sam, load, save
     from sam_jax.checkpoint.strict import CheckpointError
     from sam_jax.data.images import ImageError

@@ -17,6 +17,7 @@ from sam_jax.checkpoint.clip import Clip, load_clip
 from sam_jax.checkpoint.load import Sam, save
 from sam_jax.compiling import compile_ahead
 from sam_jax.data.sources import Source
+from sam_jax.inference.text import TextTower
 from sam_jax.models import sam as sam_model
 from sam_jax.training.chips import chip_of
 from sam_jax.training.config import TrainConfig
@@ -103,7 +104,10 @@ def open_clip(path: str) -> Clip | None:
     if not path:
         return None
     try:
-        return load_clip(path)
+        clip = load_clip(path)
+        if clip.tokenizer_json:
+            TextTower(clip)  # its error now, and not at the first validation
+        return jax.device_get(clip)
     except ValueError as error:
         raise ValueError(
             f"text.clip: {error}; give --text.clip a CLIP with both towers (`python -m "

@@ -47,7 +47,7 @@ def check(config: TrainConfig, params: dict) -> None:
         problems.append("pictures are scaled at random: scale_range=(1.0, 1.0) in every stage")
     if config.loss.grouping_weight:
         problems.append("the grouping loss trains the encoder: --loss.grouping-weight 0")
-    if not config.photos or config.data_root == "none":
+    if (not config.photos or config.data_root == "none") and not config.described:
         problems.append("there are no pictures to encode: --photos and --data-root")
     if problems:
         raise ValueError(
@@ -95,6 +95,16 @@ def warnings(config: TrainConfig, params: dict) -> list[str]:
         said.append(
             "prompts.box_probability 0: boxes are never trained, and their masks will drift. Keep "
             "it above 0, or use the result with points only"
+        )
+    if config.text.clip and config.text.share >= 1:
+        said.append(
+            "text.share 1: no first prompt is a click or a box, as in the paper, and their masks "
+            "will drift. Lower it (0.75), or use the result with text only"
+        )
+    if config.model.text_width and not config.text.clip:
+        said.append(
+            "text.clip: the model takes text, which this run does not train, and its masks for "
+            "text will drift. Give the CLIP that it was trained beside"
         )
     if all(stage.corrective_clicks + stage.mask_only_rounds == 0 for stage in stages):
         said.append(

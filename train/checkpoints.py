@@ -16,7 +16,10 @@ from sam_jax.training.config import TrainConfig
 from sam_jax.training.step import TrainState
 
 KEPT = 2
-DATA_FIELDS = ("seed", "stages", "photos", "cut_paste", "scenes", "mask_area_power", "augment")
+DATA_FIELDS = (
+    *("seed", "stages", "photos", "cut_paste", "scenes", "described", "text"),
+    *("mask_area_power", "augment"),
+)
 """What batch s depends on; another value would give other data from the same position on."""
 
 

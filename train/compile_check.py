@@ -142,6 +142,8 @@ def batch_shapes(config: TrainConfig, stage: Stage) -> dict[str, jax.ShapeDtypeS
         "boxes_xyxy": ((b, n, 4), jnp.float32),
         "mask_valid": ((b, n), jnp.bool_),
     }
+    if config.text.clip:
+        shapes["text"] = ((b, n, config.model.text_width), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

@@ -26,8 +26,11 @@ from sam_jax.training.config import TextConfig
 from train.embeddings import files_digest
 
 DTYPE = np.float16
-FLUSH_EVERY = 32
-"""Records between two moments from which an interrupted run can go on."""
+FLUSH_EVERY = 8
+"""Records that are in memory with their crops, and between two moments from which an interrupted
+run can go on."""
+RULES = 1
+"""Of how crops are drawn and embedded; another number where they change."""
 
 
 class CroppedSource:
@@ -84,24 +87,27 @@ class CropCache:
     ):
         self._clip, self._text, self._seed = clip, text, seed
         self._folder, self._stopped = folder, stopped
-        self._embed = crop_embedder(clip)
 
-    def __call__(self, source: Source, files: Path | None) -> CroppedSource | None:
+    def __call__(
+        self, source: Source, files: Path | None, whole: Source | None = None
+    ) -> CroppedSource | None:
         """The source with embeddings.
 
         Args:
           source: finite, of records; a record that cannot be read stays one.
+          whole: the same records in full size, where `source` decodes pictures smaller.
           files: where its files lie, for telling whether they changed; None: not on a disk.
 
         Returns:
           None where `stopped` said so before all were made; the next call goes on.
 
         Raises:
-          ValueError: no mask is large enough, or several processes find some missing.
+          ValueError: no mask is large enough, several processes find some missing, or the disk has
+            no room.
         """
         folder = self._folder / f"crops-{self._fingerprint(source, files)}"
-        file, kept = folder / "embeddings.f16", folder / "ends.npy"
-        ends = np.load(kept) if kept.exists() else np.zeros(0, np.int64)
+        file, kept = folder / "embeddings.f16", folder / "ends.i64"
+        ends = _read_ends(kept)
         if len(ends) < len(source):
             if jax.process_count() > 1:
                 raise ValueError(
@@ -112,7 +118,11 @@ class CropCache:
             about = {"source": repr(source), "records": len(source)}
             (folder / "about.json").write_text(json.dumps(about, indent=1) + "\n")
             print(f"embedding the crops of {len(source)} pictures of {source!r} into {folder}")
-            ends = self._fill(source, ends, file, kept)
+            try:
+                self._fill(whole or source, ends, file, kept)
+            except OSError as error:
+                raise ValueError(f"text: can't write {folder}: {error.strerror}") from error
+            ends = _read_ends(kept)
         if len(ends) < len(source):
             return None
         if not ends[-1]:
@@ -120,16 +130,13 @@ class CropCache:
                 f"text.min_area: no mask of {source!r} has {self._text.min_area} pixels; give less"
             )
         shape = (int(ends[-1]), self._text.variants, self._clip.config.embed_dim)
-        return CroppedSource(source, np.memmap(file, DTYPE, "r", shape=shape), ends, self.min_area)
-
-    @property
-    def min_area(self) -> int:
-        """Least pixels of a mask."""
-        return self._text.min_area
+        rows = np.memmap(file, DTYPE, "r", shape=shape)
+        return CroppedSource(source, rows, ends, self._text.min_area)
 
     def _fingerprint(self, source: Source, files: Path | None) -> str:
         text, tower = self._text, self._clip.params["params"]["image"]
-        about = f"{len(source)} {source!r} {self._seed} {text.variants} {text.min_area}"
+        about = f"{RULES} {self._clip.config} {len(source)} {source!r} {self._seed} "
+        about += f"{text.variants} {text.min_area}"
         digest = hashlib.sha256(about.encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
             digest.update(jax.tree_util.keystr(path).encode())
@@ -137,28 +144,28 @@ class CropCache:
         files_digest(digest, files)
         return digest.hexdigest()[:16]
 
-    def _fill(self, source: Source, ends: np.ndarray, file: Path, kept: Path) -> np.ndarray:
-        """Appends the missing records' rows to the file and returns where all records' end."""
-        known = list(ends)
+    def _fill(self, source: Source, ends: np.ndarray, file: Path, kept: Path) -> None:
+        """Appends the missing records' rows to the file, and where they end to the other one."""
+        end = int(ends[-1]) if len(ends) else 0
         row = self._text.variants * self._clip.config.embed_dim * DTYPE().itemsize
-        with file.open("r+b" if file.exists() else "w+b") as out:
-            out.truncate((known[-1] if known else 0) * row)  # what was not yet counted
-            out.seek(0, 2)
-            for part in self._embedded(source, range(len(known), len(source))):
+        with file.open("ab") as out, kept.open("ab") as counted:
+            out.truncate(end * row)  # what was not counted any more
+            counted.truncate(ends.nbytes)
+            for part in self._embedded(source, range(len(ends), len(source))):
+                new = end + np.cumsum([len(rows) for rows in part])
                 for rows in part:
                     out.write(rows.tobytes())
-                    known.append((known[-1] if known else 0) + len(rows))
                 out.flush()
-                temporary = kept.with_name(".ends.npy")
-                np.save(temporary, np.array(known, np.int64))
-                temporary.replace(kept)
+                counted.write(new.astype(np.int64).tobytes())
+                counted.flush()
+                end = int(new[-1])
                 if self._stopped():
                     break
-        return np.array(known, np.int64)
 
     def _embedded(self, source: Source, indices: range) -> Iterator[list[np.ndarray]]:
         """For every few records the rows float16 [masks, V, T] of each; none if unreadable."""
         width, variants = self._clip.config.embed_dim, self._text.variants
+        embed = crop_embedder(self._clip)
         bar = tqdm(
             total=len(indices), unit="image", desc="embedding crops", leave=False, disable=None
         )
@@ -167,7 +174,7 @@ class CropCache:
                 part = indices[start : start + FLUSH_EVERY]
                 crops = list(readers.map(lambda index: self._crops(source, index), part))
                 every = [crop for one in crops for crop in one]
-                rows = iter(self._embed(every).reshape(-1, variants, width).astype(DTYPE))
+                rows = iter(embed(every).reshape(-1, variants, width).astype(DTYPE))
                 yield [
                     np.stack([next(rows) for _ in range(len(one) // variants)])
                     if one
@@ -198,3 +205,10 @@ class CropCache:
             for number, mask in zip(chosen, masks, strict=True)
             for variant in range(self._text.variants)
         ]
+
+
+def _read_ends(path: Path) -> np.ndarray:
+    """int64 [records so far]."""
+    if not path.exists():
+        return np.zeros(0, np.int64)
+    return np.fromfile(path, np.int64, path.stat().st_size // 8)

@@ -117,10 +117,12 @@ def stage_batches(
     if config.data_root != "none":
         for i, (name, _) in enumerate(config.photos):
             files[i] = None if "://" in name else Path(config.data_root) / name
+    # Crops are cut out of the photos as they are.
+    whole = read_sources(config, stage.image_size) if crops is not None else []
     for i, (source, weight) in enumerate(sources):
         if crops is not None:
-            source = crops(source, files[i])
-        if source is not None and cache is not None and i < len(config.photos):
+            source = crops(source, files[i], whole[i][0])
+        if source is not None and cache is not None:
             source = cache(source, files[i], stage.image_size)
         if source is None:
             return None

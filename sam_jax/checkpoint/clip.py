@@ -29,7 +29,15 @@ from sam_jax.checkpoint.clip_names import (
     sane,
     to_huggingface,
 )
-from sam_jax.checkpoint.files import HF_WEIGHTS, Bundle, as_stored, hf_weights, read_weights
+from sam_jax.checkpoint.files import CLIP_METADATA as METADATA
+from sam_jax.checkpoint.files import (
+    HF_WEIGHTS,
+    TEXT_TOWER,
+    Bundle,
+    as_stored,
+    hf_weights,
+    read_weights,
+)
 from sam_jax.checkpoint.names import flatten
 from sam_jax.checkpoint.strict import CheckpointError, check
 from sam_jax.models.clip import ClipConfig
@@ -48,7 +56,6 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-METADATA = "sam_jax_clip"
 TOKENIZER = "tokenizer.json"
 
 
@@ -59,7 +66,7 @@ class Clip(NamedTuple):
     params: dict
     """{"params": {"image", "text", "logit_scale"}}, or {"params": {"text"}}; float32."""
     tokenizer_json: str
-    """The text of its tokenizer.json."""
+    """The text of its tokenizer.json; "" where it came without one, and can't read."""
 
     @property
     def text_tower_only(self) -> bool:
@@ -141,7 +148,7 @@ def save_clip(
         Hugging Face's. A file is replaced once the new one is whole.
       config: of the model.
       params: {"params"} of the model; with `text_tower_only` of its text tower, at least.
-      tokenizer_json: the text of its tokenizer.json.
+      tokenizer_json: the text of its tokenizer.json, or "".
       text_tower_only: keep the text tower alone; .safetensors only.
       half: store float16, half the size, and not the same bits; .safetensors only.
 
@@ -173,16 +180,18 @@ def save_clip(
         save_file(tensors, made / "model.safetensors", {"format": "pt"})
         document = json.dumps(config_to_huggingface(config), indent=2)
         (made / "config.json").write_text(document + "\n")
-        (made / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
+        if tokenizer_json:
+            (made / TOKENIZER).write_text(tokenizer_json, encoding="utf-8")
 
 
 def load_clip(path: str | os.PathLike, *, text_tower_only: bool = False) -> Clip:
     """Reads a CLIP.
 
     Args:
-      path: a file of `save_clip`; a folder of Hugging Face's CLIPModel with config.json,
-        tokenizer.json and model.safetensors (or several with their index, or pytorch_model.bin,
-        of which no code is run); or one such file of weights, in a folder with the other two.
+      path: a file of `save_clip`, or, for its text tower, of a model that reads; a folder of
+        Hugging Face's CLIPModel with config.json, tokenizer.json (without which no phrase can be
+        read) and model.safetensors (or several with their index, or pytorch_model.bin, of which no
+        code is run); or one such file of weights, in a folder with the other two.
       text_tower_only: take the text tower alone. A file that holds no more needs it.
 
     Returns:
@@ -191,7 +200,7 @@ def load_clip(path: str | os.PathLike, *, text_tower_only: bool = False) -> Clip
     Raises:
       CheckpointError: (a ValueError) a file is damaged or of another kind of model: every missing,
         unused and misshapen tensor is named.
-      ValueError: nothing is there, or config.json or tokenizer.json is missing.
+      ValueError: nothing is there, or config.json is missing.
     """
     path = Path(path)
     try:
@@ -202,7 +211,11 @@ def load_clip(path: str | os.PathLike, *, text_tower_only: bool = False) -> Clip
             )
         weights.stat()  # its error says which file there isn't
         tensors, found = read_weights(weights)
-        if METADATA in found:
+        before = f"{TEXT_TOWER}/"
+        tower = {k.removeprefix(before): t for k, t in tensors.items() if k.startswith(before)}
+        if tower and text_tower_only:  # of a model that was trained beside it
+            clip = Clip.from_bundle(Bundle(tower, found), str(weights))
+        elif METADATA in found:
             clip = _own(weights, tensors, found, text_tower_only)
         else:
             clip = _huggingface(weights, tensors, text_tower_only)
@@ -237,27 +250,26 @@ def _huggingface(path: Path, tensors: Mapping, text_tower_only: bool) -> Clip:
             f"path: the folder {folder} has no config.json, which says what {path.name} is; put "
             "the model's own there"
         )
-    if not tokenizer.is_file():
-        raise ValueError(
-            f"path: the folder {folder} has no tokenizer.json, without which no text can be read; "
-            "put the model's own there (transformers.CLIPTokenizerFast.save_pretrained writes it)"
-        )
     try:
         config = config_from_huggingface(json.loads(document.read_text(encoding="utf-8")))
     except CheckpointError as error:
         raise CheckpointError(f"{document}: {error.summary}") from error
     except ValueError as error:
         raise CheckpointError(f"{document}: is damaged ({error})") from error
+    params = from_huggingface(tensors, config, str(path), text_tower_only)
+    if not tokenizer.is_file():
+        return Clip(config, params, "")
     try:
         text = tokenizer.read_text(encoding="utf-8")
     except ValueError as error:
         raise CheckpointError(f"{tokenizer}: is damaged ({error})") from error
-    params = from_huggingface(tensors, config, str(path), text_tower_only)
     return Clip(config, params, _json_text(text, str(tokenizer)))
 
 
 def _json_text(text: str | None, what: str) -> str:
-    """The text, if it can be a tokenizer.json's."""
+    """The text, if it can be a tokenizer.json's, or "" for none."""
+    if text == "":
+        return text
     try:
         if isinstance(json.loads(text), dict):
             return text

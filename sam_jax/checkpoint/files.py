@@ -31,6 +31,8 @@ FORMAT_VERSION = 1
 METADATA = "sam_jax"
 ORBAX_JSON = "sam_jax.json"
 ORBAX_TREE = "variables"
+CLIP_METADATA = "sam_jax_clip"
+"""Where a CLIP's own file has its JSON."""
 TEXT_TOWER = "text_tower"
 """Before the names of a text tower's arrays; in Orbax folders the name of its own file."""
 HF_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
@@ -308,6 +310,11 @@ def _from_tensors(
     try:
         if any(key.startswith("params/") for key in tensors):
             stated, name = None, None
+            if METADATA not in metadata and CLIP_METADATA in metadata:
+                raise CheckpointError(
+                    "is a CLIP, no Segment Anything model; `load_clip` reads it, and "
+                    "`python -m train` takes it as --text.clip"
+                )
             if METADATA in metadata:
                 stated, name = config_from_json(metadata[METADATA])
             before = f"{TEXT_TOWER}/"

@@ -61,6 +61,7 @@ class Assistant:
       status: "loading", "compiling", "ready", or what went wrong.
       hash: of its weights, or "".
       problem: why the model could not be opened the last time, or "".
+      reads: whether it takes phrases.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Assistant:
     ) -> None:
         self.photos, self.cache = photos, cache
         self.status, self.hash, self.problem = "loading", "", ""
+        self.reads = False
         self._open_model = open_model
         self._predictor: Any = None
         self._changed = threading.Condition()
@@ -135,11 +137,6 @@ class Assistant:
     def calm(self) -> bool:
         """Whether nobody has asked anything for a moment, and nobody waits for a photo."""
         return self.status == "ready" and not self._wanted and time.monotonic() > self._busy_until
-
-    @property
-    def reads(self) -> bool:
-        """Whether the model takes phrases."""
-        return self._predictor is not None and self._predictor.reads
 
     @property
     def predictor(self) -> Any:
@@ -258,9 +255,7 @@ class Assistant:
             predictor.warm_up()
             predictor.warm_up(points=9)
             predictor.warm_up(masks=True)
-            if predictor.reads:
-                predictor.warm_up(text=True)
-                predictor.warm_up(masks=True, text=True)
+            reads = predictor.reads and self._warm_up_text(predictor)
         except Exception as error:  # whatever it is, the page says it and the brush still works
             self.problem = f"the model can't be loaded: {error}"
             self._say("ready" if self._predictor else self.problem)
@@ -268,11 +263,22 @@ class Assistant:
         self.problem = ""
         with self._changed:
             self._predictor, self.hash = predictor, fingerprint(sam.params)
+            self.reads = reads
             self._wanted.extendleft(reversed(self._embeddings))
             self._embeddings.clear()
             self._logits.clear()
             self._broken.clear()  # perhaps they can be read by now
         self._say("ready")
+
+    def _warm_up_text(self, predictor: Any) -> bool:
+        """Whether phrases can be read; where not, clicks can do without them."""
+        try:
+            predictor.warm_up(text=True)
+            predictor.warm_up(masks=True, text=True)
+        except ValueError as error:
+            print(f"the page is without words: {error}")
+            return False
+        return True
 
     def _say(self, status: str) -> None:
         with self._changed:

@@ -1,4 +1,4 @@
-"""Text prompts on drawn scenes, where what is right is known: `sam-jax evaluate text --data drawn`.
+"""Text prompts on drawn scenes, where all is known: `sam-jax evaluate text --data drawn:NUMBER`.
 
 Every object of a scene that a phrase can single out is asked for by one, and by the CLIP embedding
 of its own crop as in training, where the image tower is at hand. The difference of the two is the
@@ -33,7 +33,7 @@ def looks(attributes: Attributes) -> Attributes:
 
 
 def measure(
-    predictor: Any, count: int, clip: Clip | None = None, size: int = 256
+    predictor: Any, count: int, clip: Clip | None = None, size: int = 256, seed: int = SEED
 ) -> list[dict[str, Any]]:
     """A row for every object, with the IoU of each kind of prompt.
 
@@ -42,17 +42,18 @@ def measure(
       count: of scenes.
       clip: both towers, for the crops' IoU.
       size: of a scene, pixels.
+      seed: of the scenes.
 
     Returns:
       Rows with "scene", "object", "phrase" (of looks alone; "" where none singles the object out),
       "iou", "oracle" (the best of three), "any phrase" (with sizes and places), "iou any", and
       "iou crop". What was not measured is missing.
     """
-    scenes, rows = DescribedScenes(count, size, SEED), []
+    scenes, rows = DescribedScenes(count, size, seed), []
     embed_crops = None if clip is None else crop_embedder(clip)
     for index in tqdm(range(count), "drawn scenes", leave=False, disable=None):
         record = scenes[index]
-        rng = np.random.default_rng([SEED, index])
+        rng = np.random.default_rng([seed, index])
         scene = record["attributes"]
         plain = [looks(one) for one in scene]
         masks = [decode(rle) for rle in record["rles"]]

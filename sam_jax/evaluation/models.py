@@ -33,6 +33,8 @@ def open_model(text: str) -> tuple[Any, dict[str, Any]]:
         name = text
     sam = load(name, **PRECISIONS.get(precision, {}))
     about = {"model": text, "weights": fingerprint(sam.params), "dtype": sam.config.dtype}
+    if sam.text is not None:
+        about["text tower"] = fingerprint(sam.text.params)
     return Predictor(sam), about
 
 

@@ -50,7 +50,12 @@ def run(args: argparse.Namespace) -> None:
       ValueError: no data, no categories in it, no such model, one that takes no text, or a category
         without an embedding of the model's width, or that the text tower cannot read.
     """
-    if args.data.startswith("drawn:"):
+    drawn = args.data.startswith("drawn:")
+    useless = ("embeddings", "images") if drawn else ("clip",)
+    for name in useless:
+        if getattr(args, name):
+            raise ValueError(f"--{name}: says nothing with --data {args.data}; leave it out")
+    if drawn:
         _run_drawn(args)
         return
     truth = open_truth(args.data)

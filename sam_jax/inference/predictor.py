@@ -93,7 +93,8 @@ class Predictor:
         self.config = sam.config
         self.image_size = int(size)
         self.compiled = CompiledModel(sam.config, sam.params, self.image_size)
-        self._text, self._phrases = getattr(sam, "text", None), {}
+        self._text, self._cache = getattr(sam, "text", None), cache
+        self._phrases: dict[str, np.ndarray] = {}
 
     @property
     def reads(self) -> bool:
@@ -115,7 +116,7 @@ class Predictor:
                 f"embeddings [{self.config.text_width}] of the CLIP that it was trained beside, or "
                 "load that one: dataclasses.replace(sam, text=load_clip(PATH))"
             )
-        return TextTower(self._text)
+        return TextTower(self._text, cache=self._cache)
 
     def warm_up(
         self, *, prompts: int = 1, points: int = 1, masks: bool = False, text: bool = False
@@ -213,6 +214,11 @@ class Predictor:
             return self._predict_one(embedding, arguments, multimask)
         names = ("points_xy", "labels", "boxes_xyxy", "mask_logits", "text")
         for name, value in zip(names, arguments, strict=True):
+            if isinstance(value, str):
+                raise ValueError(
+                    f"{name}: expected a list with one entry for each of {len(embedding)} photos, "
+                    f"got the phrase {value!r}"
+                )
             if value is not None and len(value) != len(embedding):
                 raise ValueError(
                     f"{name}: expected a list with one entry for each of {len(embedding)} photos, "
@@ -264,6 +270,8 @@ class Predictor:
 
     def _embedded(self, text: Any) -> Any:
         """`text` of `predict` with embeddings in the place of phrases; those are kept."""
+        if isinstance(text, np.ndarray) and text.dtype.kind == "U":
+            text = text.tolist()
         if isinstance(text, str):
             return self._embedded([text])[0]
         if not isinstance(text, list | tuple):

@@ -267,8 +267,9 @@ def _brief(value: Any) -> str:
 def to_slots(prompts: list[Prompt], image_hw: tuple[int, int], side: int) -> Prompts:
     """Prompts as the model's arrays, B = 1: coordinates in pixels of the frame of that side.
 
-    A prompt's points come first, then either its box's corners or, where there are points and no
-    box, the one "not a point" token of the released code.
+    A prompt's points come first, then either its box's corners or, where there are points and
+    neither box nor text, the one "not a point" token of the released code. Clicks that follow a
+    text have none in training either (`sam_jax.training.step.first_prompts`).
     """
     tokens = [_tokens(prompt, image_hw, side) for prompt in prompts]
     count, slots = len(prompts), max(len(labels) for _, labels in tokens)
@@ -286,7 +287,7 @@ def _tokens(prompt: Prompt, image_hw, side) -> tuple[np.ndarray, np.ndarray]:
     if prompt.box_xyxy is not None:
         corners = scale_boxes(prompt.box_xyxy, image_hw, side).reshape(2, 2)
         return np.concatenate([points, corners]), np.append(labels, (TOP_LEFT, BOTTOM_RIGHT))
-    if len(points):
+    if len(points) and prompt.text is None:
         return np.concatenate([points, np.zeros((1, 2))]), np.append(labels, NOT_A_POINT)
     return points, labels
 

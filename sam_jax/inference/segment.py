@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--prompts",
         metavar="FILE.json",
-        help='several prompts: [{"points": [[x, y]], "labels": [1], "box": [x0, y0, x1, y1]}, ...]',
+        help='several prompts: [{"points": [[x, y]], "labels": [1], "box": [x0, y0, x1, y1], '
+        '"text": "words"}, ...]',
     )
     add(
         "--mask",

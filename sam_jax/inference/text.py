@@ -27,6 +27,7 @@ class TextTower:
 
     Args:
       clip: of `sam_jax.checkpoint.clip.load_clip`; its text tower alone will do.
+      cache: whether compiled programs are kept on disk, as for `Predictor`.
 
     Attributes:
       config: the CLIP's.
@@ -37,7 +38,12 @@ class TextTower:
         is missing.
     """
 
-    def __init__(self, clip: Clip) -> None:
+    def __init__(self, clip: Clip, *, cache: bool = True) -> None:
+        if not clip.tokenizer_json:
+            raise ValueError(
+                "clip: came without a tokenizer.json, and phrases can't be read; put the model's "
+                "own beside its weights (transformers.CLIPTokenizerFast.save_pretrained writes it)"
+            )
         self.config = clip.config
         self.width = clip.config.embed_dim
         self._tokenizer = _Tokenizer(clip.tokenizer_json)
@@ -48,7 +54,8 @@ class TextTower:
                 f"{self.config.vocab_size} tokens and the end's id {self.config.eos_id}, got "
                 f"{known} and {ends}"
             )
-        use_compilation_cache()
+        if cache:
+            use_compilation_cache()
         self._params = jax.device_put({"params": {"text": clip.params["params"]["text"]}})
 
     def tokenise(
@@ -121,12 +128,7 @@ def crop_embedder(clip: Clip) -> Callable[[list[tuple[np.ndarray, np.ndarray]]],
     """
     if clip.text_tower_only:
         raise ValueError("clip: expected both towers, got the text tower alone")
-    model = ClipModel(clip.config)
-    params = jax.device_put(clip.params)
-
-    @jax.jit
-    def embed(params: Any, crops: jax.Array, inside: jax.Array) -> jax.Array:
-        return model.apply(params, clip_normalise(crops), inside, True, method="encode_image")
+    params = jax.device_put({"params": {"image": clip.params["params"]["image"]}})
 
     def of(crops: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         found = [np.zeros((0, clip.config.embed_dim), np.float32)]
@@ -134,10 +136,16 @@ def crop_embedder(clip: Clip) -> Callable[[list[tuple[np.ndarray, np.ndarray]]],
             part = crops[start : start + BATCHES[-1]]
             spare = [part[-1]] * (bucket(len(part), BATCHES) - len(part))
             images, inside = (np.stack(x) for x in zip(*part, *spare, strict=True))
-            found.append(np.asarray(embed(params, images, inside))[: len(part)])
+            found.append(np.asarray(_embed_crops(clip.config, params, images, inside))[: len(part)])
         return np.concatenate(found)
 
     return of
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed_crops(config: ClipConfig, params: Any, crops: jax.Array, inside: jax.Array) -> jax.Array:
+    images = clip_normalise(crops)
+    return ClipModel(config).apply(params, images, inside, True, method="encode_image")
 
 
 class _Tokenizer:
@@ -188,7 +196,7 @@ class _Tokenizer:
         if len(ids) > context:
             if not truncate:
                 raise ValueError(
-                    f"{called}: {phrase!r} has {len(ids)} tokens, its begin and end included, "
+                    f"{called}: {_brief(phrase)} has {len(ids)} tokens, begin and end included, "
                     f"expected at most {context}; shorten it"
                 )
             ids = [*ids[: context - 1], self.end]  # as transformers does
@@ -199,6 +207,10 @@ class _Tokenizer:
         near = difflib.get_close_matches(word.lower(), known)
         instead = f"such as {' or '.join(map(repr, near))}" if near else "that it was trained with"
         return f"{called}: the model does not know {word!r} in {phrase!r}; use words {instead}"
+
+
+def _brief(phrase: str) -> str:
+    return repr(phrase) if len(phrase) <= 60 else f"{phrase[:40]!r}..."
 
 
 def _package():

@@ -30,7 +30,7 @@ class Prompts:
         corner of a box, -1 the "not a point" token, -2 an empty slot.
       masks: float32 logits [B, N, 4h, 4w] over the padded frame, or None.
       has_mask: bool [B, N], which prompts have a mask; None means all, where `masks` is given.
-      text: float32 [B, N, T] text embeddings, or None.
+      text: float32 [B, N, T] text embeddings of length 1, or None.
       has_text: bool [B, N], as `has_mask`.
     """
 
@@ -144,7 +144,9 @@ class PromptEncoder(nn.Module):
         if not self.config.text_width:
             raise ValueError("prompts.text: this model has no text head (config.text_width is 0)")
         has = jnp.ones(live.shape[:2], bool) if prompts.has_text is None else prompts.has_text
-        text = self.text_proj(prompts.text)[:, :, None].astype(tokens.dtype)
+        # Embeddings of length 1 would give a token that is hardly there beside the others.
+        text = prompts.text * self.config.text_width**0.5
+        text = self.text_proj(text)[:, :, None].astype(tokens.dtype)
         return jnp.concatenate([tokens, text], 2), jnp.concatenate([live, has[..., None]], 2)
 
     def plain_map(self) -> jax.Array:

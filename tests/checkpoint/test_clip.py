@@ -19,6 +19,7 @@ from sam_jax.checkpoint.clip import (
 )
 from sam_jax.checkpoint.clip_names import hf_shapes, own_shapes, rows
 from sam_jax.checkpoint.strict import CheckpointError
+from sam_jax.inference.text import TextTower
 from sam_jax.models.clip import (
     CLIP_TINY,
     CLIP_VIT_B_16,
@@ -227,8 +228,12 @@ def test_what_is_not_there(params, folder, tmp_path):
     with pytest.raises(ValueError, match="empty is no CLIP: expected one of model.safetensors"):
         load_clip(tmp_path / "empty")
     (folder / "tokenizer.json").rename(folder / "other.json")
-    with pytest.raises(ValueError, match="hf has no tokenizer.json, .* put the model's own there"):
-        load_clip(folder)
+    mute = load_clip(folder)
+    assert mute.tokenizer_json == ""
+    with pytest.raises(ValueError, match="clip: came without a tokenizer.json, and phrases can't"):
+        TextTower(mute)
+    save_clip(tmp_path / "mute", *mute)
+    assert load_clip(tmp_path / "mute").tokenizer_json == ""
     (folder / "tokenizer.json").write_text("a dog")
     with pytest.raises(CheckpointError, match="tokenizer.json: expected the text of a tokenizer"):
         load_clip(folder)

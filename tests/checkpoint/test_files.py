@@ -15,6 +15,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import files, huggingface
+from sam_jax.checkpoint.clip import load_clip, save_clip
 from sam_jax.checkpoint.load import format_of, load, save
 from sam_jax.checkpoint.names import flatten, to_hf, to_torch
 from sam_jax.checkpoint.pth import write_pth
@@ -95,6 +96,12 @@ def test_a_text_tower_is_kept(tmp_path, kind):
     assert_same_bits(back.text.params, clip.text_tower().params)
     assert back.text.tokenizer_json == clip.tokenizer_json
     assert load(path, dtype="bfloat16").text is not None
+    if kind == "safetensors":
+        alone = load_clip(path, text_tower_only=True)
+        assert_same_bits(alone.params, clip.text_tower().params)
+        save_clip(tmp_path / "clip.safetensors", *clip)
+        with pytest.raises(CheckpointError, match="clip.safetensors: is a CLIP, no Segment Anyth"):
+            load(tmp_path / "clip.safetensors")
     with pytest.raises(CheckpointError, match="width 5 .* got one of 14"):
         dataclasses.replace(random_sam(ODD.replace(text_width=5)), text=clip)
 

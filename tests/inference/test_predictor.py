@@ -244,6 +244,21 @@ def test_phrases_are_what_their_embeddings_are(monkeypatch):
     first, _ = predictor.predict(batch, text=phrases)
     np.testing.assert_allclose(first.logits, one.logits, atol=1e-5)
     assert calls == [[phrases[0]], [phrases[1]]], "every phrase is embedded once"
+    same(two, predictor.predict(embedding, text=np.array(phrases)))
+    with pytest.raises(ValueError, match="text: expected a list with one entry for each of 2 pho"):
+        predictor.predict(batch, text="ab")
+
+
+def test_clicks_after_a_text_are_those_of_training():
+    from sam_jax.inference.prompts import gather, to_slots
+
+    sizes = {"image_hw": (H, W), "mask_hw": (24, 24), "text_width": 4}
+    prompts, _ = gather([[40, 20]], [0], None, None, [1.0, 0, 0, 0], **sizes)
+    slots = to_slots(prompts, (H, W), 96)
+    assert slots.labels.tolist() == [[[0]]], "no token that says: not a point"
+    assert slots.has_text.tolist() == [[True]]
+    prompts, _ = gather(None, None, None, None, [1.0, 0, 0, 0], **sizes)
+    assert to_slots(prompts, (H, W), 96).labels.shape == (1, 1, 0)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from sam_jax.checkpoint.clip import save_clip
 from sam_jax.checkpoint.load import load
@@ -21,19 +22,20 @@ from sam_jax.data.sources import RecordError
 from sam_jax.inference.predictor import Predictor
 from sam_jax.inference.text import crop_embedder
 from sam_jax.models.prompt_encoder import EMPTY
-from sam_jax.models.sam import init
+from sam_jax.models.sam import SamModel, init
 from sam_jax.ops.rle import area, decode
 from sam_jax.training.config import TextConfig, ValidationConfig
-from sam_jax.training.step import first_prompts
+from sam_jax.training.step import first_prompts, gradients
 from tests.clips import SMALL as SMALL_CLIP
 from tests.clips import word_clip
 from tests.training.test_step import CONFIG, SMALL, STAGE
 from train import __main__ as train_main
-from train.advice import check
+from train.advice import check, warnings
 from train.contrastive import ContrastiveConfig, contrastive_loss, draw_objects, run
 from train.contrastive import batches as contrastive_batches
 from train.crop_embeddings import CropCache
 from train.data import stage_batches
+from train.embeddings import Cache
 from train.start import starting_point
 
 SCENES = DescribedScenes(5, 128, places=False)
@@ -211,6 +213,65 @@ def test_a_run_ends_in_a_model_that_reads(tmp_path, clip):
     assert out.masks.shape == (3, 128, 128)
 
 
+def test_crops_are_cut_out_of_photos_in_full_size(tmp_path, clip):
+    """Large JPEGs are decoded smaller for training, by a half here; masks stay as they are."""
+    from sam_jax.ops.rle import encode
+
+    config = text_config(tmp_path, clip)
+    scene = DescribedScenes(1, 256, 5)[0]
+    (tmp_path / "photos").mkdir()
+    Image.fromarray(scene["image"]).save(tmp_path / "photos" / "a.jpg", quality=98)
+    rles = [encode(decode(rle)) for rle in scene["rles"]]
+    document = {"image": {"width": 256, "height": 256, "file_name": "a.jpg"}}
+    document["annotations"] = [{"segmentation": rle} for rle in rles]
+    (tmp_path / "photos" / "a.json").write_text(json.dumps(document))
+    config = dataclasses.replace(
+        config, data_root=str(tmp_path), photos=(("photos", 1.0),), described=0.0
+    )
+    crops = CropCache(clip, config.text, config.seed, tmp_path)
+    batch = next(stage_batches(config, 0, 0, crops=crops, threads=0))
+    assert batch["mask_valid"].any()
+    from sam_jax.data.open_source import open_source
+
+    photo = open_source(tmp_path / "photos")[0]["image"]
+    assert photo.shape == (256, 256, 3)
+    embed, wanted = crop_embedder(clip), []
+    for number, rle in enumerate(rles):
+        if area(rle) >= config.text.min_area:
+            for k in range(config.text.variants):
+                rng = crop_rng(config.seed, 0, number, k)
+                size = clip.config.image_size, clip.config.grid
+                wanted.append(embed([crop_object(photo, decode(rle), *size, rng)])[0])
+    for text in batch["text"][batch["mask_valid"]]:
+        assert np.abs(np.stack(wanted) - text).max(1).min() < 2e-3
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_step_with_texts_in_parts_and_on_kept_embeddings(tmp_path, clip, cached):
+    """The loss of two parts is that of the whole batch; embeddings of pictures go with texts."""
+    config = text_config(tmp_path, clip)
+    stage = dataclasses.replace(config.stages[0], corrective_clicks=0, mask_only_rounds=0)
+    config = dataclasses.replace(config, stages=(stage,), augment=False)
+    config, variables, _ = starting_point(config, clip)
+    crops = CropCache(clip, config.text, config.seed, tmp_path)
+    cache = Cache(variables, config.model, tmp_path) if cached else None
+    batch = next(stage_batches(config, 0, 0, cache, crops, threads=0))
+    assert ("embedding" in batch) == cached and batch["text"].shape[-1] == 14
+    model = SamModel(config.model)
+    parts = dataclasses.replace(config, devices=dataclasses.replace(config.devices, accumulate=2))
+    key, found = jax.random.key(0), []
+    for one in (config, parts):
+        metrics, grads = jax.jit(
+            lambda params, batch, one=one: gradients(
+                params, variables["buffers"], batch, key, model, one, stage
+            )
+        )(variables["params"], batch)
+        kernel = grads["prompt_encoder"]["text_proj"]["kernel"]
+        assert float(jnp.abs(kernel).max()) > 0
+        found.append(float(metrics["masks"]))
+    assert found[0] == found[1] == batch["mask_valid"].sum()
+
+
 def test_batches_have_texts_and_the_scenes_own_colours(tmp_path, clip):
     config = text_config(tmp_path, clip, augment=True)
     crops = CropCache(clip, config.text, config.seed, tmp_path)
@@ -234,6 +295,10 @@ def test_what_cannot_be_meant(tmp_path, clip):
         check(dataclasses.replace(config, text=TextConfig()), params)
     with pytest.raises(ValueError, match="text: expected a share of 0 to 1"):
         check(dataclasses.replace(config, text=TextConfig("x", share=2.0)), params)
+    said = " ".join(warnings(config, params))
+    assert "text.share 1: no first prompt is a click or a box" in said
+    without = dataclasses.replace(config, model=SMALL.replace(text_width=14), text=TextConfig())
+    assert "text.clip: the model takes text, which" in " ".join(warnings(without, params))
     missing = dataclasses.replace(config, text=TextConfig(str(tmp_path / "nothing")))
     with pytest.raises(ValueError, match="text.clip: .*nothing.*python -m train.contrastive"):
         train_main.run(missing)

@@ -90,6 +90,13 @@ export class Editor {
     this.change({ text, candidates: [], chosen: 0, painted: null });
   }
 
+  /** Gives up what was asked; words that cannot be read go with it. */
+  withdraw() {
+    this.pending = false;
+    const before = this.past[this.past.length - 1];
+    if (before && before.text !== this.state.text) this.undo();
+  }
+
   click(point, label) {
     const points = [...this.state.points, point];
     this.pending = true;

@@ -69,7 +69,7 @@ export class Model {
       this.page.ready = false;
       this.wait(this.page.photo);
     } else {
-      this.editor.pending = false;
+      this.editor.withdraw(); // or every later click would be refused with it
       this.complain(error);
       this.changed();
     }
