@@ -266,7 +266,7 @@ def test_clicks_after_a_text_are_those_of_training():
     [
         ("", "text: expected a phrase, got ''"),
         ("the fluffy circle", "text: the model does not know 'fluffy'"),
-        ("red " * 19, "text: 'red .*' has 21 tokens, its begin and end included, expected at most"),
+        ("red " * 19, r"text: 'red .*'\.\.\. has 21 tokens, begin and end included, expected at"),
     ],
 )
 def test_phrases_that_cannot_be_read(phrase, message):

@@ -105,7 +105,7 @@ def test_many_phrases_go_in_parts(monkeypatch):
 
 def test_a_phrase_that_is_too_long_is_refused_or_cut():
     long = "red " * 18 + "circle"
-    message = r"phrases: 'red .*' has 21 tokens, .* at most 20; shorten it"
+    message = r"phrases: 'red .*'\.\.\. has 21 tokens, .* at most 20; shorten it"
     with pytest.raises(ValueError, match=message):
         tower().tokenise(["a", long])
     ids = tower().tokenise([long, long[4:]], truncate=True)
@@ -210,7 +210,7 @@ def test_tokens_are_those_of_transformers(twins):
     lengths = [len(row) for row in tokenizer(PHRASES)["input_ids"]]
     assert max(lengths) > 20 > min(lengths)  # one is cut, one is filled up
     np.testing.assert_array_equal(tower.tokenise(PHRASES, truncate=True), ids)
-    with pytest.raises(ValueError, match=rf"phrases: .* has {max(lengths)} tokens, its begin"):
+    with pytest.raises(ValueError, match=rf"phrases: .* has {max(lengths)} tokens, begin"):
         tower.tokenise(PHRASES)
 
 
