@@ -29,10 +29,11 @@ def config() -> TrainConfig:
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
         stages=(
-            Stage(1400, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
-            Stage(200, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
+            Stage(800, 256, 8, 6, 0, 0, scale_range=(0.8, 2.0)),
+            Stage(200, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
+            Stage(100, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
         ),
-        loss=LossConfig(iou_on_all=True),
+        loss=LossConfig(iou_on_all=True, text_on_all=True),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
         text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200),
@@ -51,7 +52,7 @@ def config() -> TrainConfig:
         ),
         data_root="none",
         described=1.0,
-        validation=ValidationConfig(every=200, drawn=25),
+        validation=ValidationConfig(every=100, drawn=15),
         log_every=20,
         save_every=100,
     )

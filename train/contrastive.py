@@ -5,7 +5,8 @@ tested where nothing can be fetched: the image tower sees crops of single object
 are trained on (`sam_jax.data.crops`), the text tower phrases of their colour, texture and shape
 (`sam_jax.data.descriptions`).
 
-Seen on two CPU cores: 0.35 s a step.
+Seen on two busy CPU cores: 15 minutes, after which the right image is the likeliest of 128 for 97%
+of the phrases.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ class ContrastiveConfig:
 
     out: str
     """Folder that clip.safetensors goes to."""
-    steps: int = 1500
+    steps: int = 1200
     batch_size: int = 128
     """Objects, and as many phrases, in a step."""
-    scenes: int = 4000
+    scenes: int = 2500
     """Different ones, drawn once; others than those that a model is tested on."""
     lr: float = 1e-3
     seed: int = 100
@@ -153,6 +154,9 @@ def make_step(model: ClipModel, optimizer: optax.GradientTransformation):
 
 def run(config: ContrastiveConfig) -> int:
     """Trains and writes OUT/clip.safetensors."""
+    for name in ("steps", "batch_size", "scenes"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name}: expected at least 1, got {getattr(config, name)}")
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     tokenizer_json = word_tokenizer(VOCABULARY, CONTEXT)
@@ -192,6 +196,18 @@ def tokeniser(tokenizer_json: str):
     return lambda phrases: np.array([one.ids for one in made.encode_batch(phrases)], np.int32)
 
 
+def main() -> int:
+    """The command: 0 at the end, 2 for wrong input, 130 when stopped."""
+    try:
+        return run(tyro.cli(ContrastiveConfig, prog="python -m train.contrastive"))
+    except ValueError as error:
+        print(f"train.contrastive: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
+
+
 if __name__ == "__main__":
     keep_memory("train.contrastive")
-    sys.exit(run(tyro.cli(ContrastiveConfig, prog="python -m train.contrastive")))
+    sys.exit(main())

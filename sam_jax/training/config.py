@@ -41,6 +41,9 @@ class LossConfig:
     box_on_all: bool = False
     """A first box, which is seldom ambiguous, trains all four masks, not the least-loss one of
     three alone."""
+    text_on_all: bool = False
+    """A first text likewise: it names one thing, and three masks that each try another one of a
+    picture's things would learn little of what it says."""
     grouping_weight: float = 0.0
     """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
 

@@ -84,7 +84,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
     loss.pop("grouping_weight")  # of the embedding, not of a prompt
-    box_on_all = loss.pop("box_on_all")
+    box_on_all, text_on_all = loss.pop("box_on_all"), loss.pop("text_on_all")
 
     def decode(prompts):
         return model.apply(
@@ -107,11 +107,15 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
 
         if several:
             return logits, iou, losses_of(slice(0, 1))
-        if not box_on_all:
+        on_all = jnp.zeros(iou.shape[:2], bool)
+        if box_on_all:
+            on_all |= prompts.labels[..., 0] == TOP_LEFT
+        if text_on_all and prompts.has_text is not None:
+            on_all |= prompts.has_text
+        elif not box_on_all:
             return logits, iou, losses_of(slice(1, None))
-        is_box = prompts.labels[..., 0] == TOP_LEFT
-        three, single = losses_of(slice(1, None), is_box), losses_of(slice(0, 1))
-        share = jnp.where(is_box, 1 / iou.shape[-1], 0.0)
+        three, single = losses_of(slice(1, None), on_all), losses_of(slice(0, 1))
+        share = jnp.where(on_all, 1 / iou.shape[-1], 0.0)
         return logits, iou, jax.tree.map(lambda a, b: a + share * (b - a), three, single)
 
     if config.prompts.remat:

@@ -24,11 +24,11 @@ from sam_jax.inference.text import crop_embedder
 from sam_jax.models.prompt_encoder import EMPTY
 from sam_jax.models.sam import SamModel, init
 from sam_jax.ops.rle import area, decode
-from sam_jax.training.config import TextConfig, ValidationConfig
-from sam_jax.training.step import first_prompts, gradients
+from sam_jax.training.config import LossConfig, TextConfig, ValidationConfig
+from sam_jax.training.step import batch_loss, first_prompts, gradients
 from tests.clips import SMALL as SMALL_CLIP
 from tests.clips import word_clip
-from tests.training.test_step import CONFIG, SMALL, STAGE
+from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
 from train import __main__ as train_main
 from train.advice import check, warnings
 from train.contrastive import ContrastiveConfig, contrastive_loss, draw_objects, run
@@ -150,6 +150,30 @@ def test_the_first_prompt_is_a_text_as_often_as_asked_for(share):
     assert (labels[is_text] == EMPTY).all()
     np.testing.assert_array_equal(labels[~is_text], np.asarray(without.labels)[~is_text])
     assert without.text is None
+
+
+@pytest.mark.parametrize("on_all", [False, True])
+def test_a_text_trains_all_masks_if_asked_to(on_all):
+    model = SMALL.replace(text_width=14)
+    variables = jax.jit(lambda key: init(model, key))(jax.random.key(0))
+    stage = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0)
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items() if k != "image"}
+    batch["embedding"] = jax.random.normal(jax.random.key(2), (2, 4, 4, 16))
+    batch["text"] = jax.random.normal(jax.random.key(3), (2, 3, 14))
+    config = dataclasses.replace(CONFIG, model=model, loss=LossConfig(text_on_all=on_all))
+
+    def loss(params):
+        key = jax.random.key(1)
+        return batch_loss(params, variables["buffers"], batch, key, SamModel(model), config, stage)[
+            0
+        ]
+
+    decoder = jax.jit(jax.grad(loss))(variables["params"])["mask_decoder"]
+    trained = [
+        float(jnp.abs(decoder[f"hyper_mlp_{k}"]["layer_0"]["kernel"]).max()) for k in range(4)
+    ]
+    assert (trained[0] > 0) == on_all, "the single mask is for several prompts"
+    assert max(trained[1:]) > 0 and (min(trained) > 0 or not on_all)
 
 
 def test_a_model_gets_a_text_head_of_the_clips_width(clip, tmp_path):
