@@ -36,7 +36,7 @@ def config() -> TrainConfig:
         loss=LossConfig(iou_on_all=True, text_on_all=True),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
-        text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200),
+        text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200, noise=1.5),
         optim=OptimConfig(
             name="muon",
             lr=1e-3,

@@ -76,6 +76,8 @@ class Checkpoints:
 
     def _check_data(self, before: dict) -> None:
         now = _as_json(dataclasses.asdict(self._config))
+        # Fields that came later were at their defaults.
+        before = _as_json(dataclasses.asdict(TrainConfig())) | before
         for name in DATA_FIELDS:
             if _positions(before).get(name) != _positions(now)[name]:
                 raise ValueError(

@@ -82,6 +82,10 @@ class TextConfig:
     """Crops of each mask that are embedded, once, before training; one is drawn every time."""
     min_area: int = 100**2
     """Smaller masks, in pixels of the photo, are left out (`sam_jax.data.crops`)."""
+    noise: float = 0.0
+    """Largest length of the noise that is added to a crop's embedding, whose length is 1. Phrases'
+    embeddings lie elsewhere than crops' (the modality gap), and noise makes the model rely on what
+    the two have in common (as in CapDec, Nukrai et al. 2022); the paper has none."""
     scenes: int = 2000
     """How many different described scenes there are, if `TrainConfig.described` asks for any."""
     scene_size: int = 256

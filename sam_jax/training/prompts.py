@@ -59,6 +59,15 @@ def noisy_box(
     return jnp.clip(moved, 0.0, limit)
 
 
+def noisy_text(key: jax.Array, text: jax.Array, most: float) -> jax.Array:
+    """Embeddings [B, N, T] of length 1 with noise of a random length up to `most`; of length 1."""
+    direction_key, amount_key = jax.random.split(key)
+    amount = most * jax.random.uniform(amount_key, (*text.shape[:-1], 1))
+    noise = jax.random.normal(direction_key, text.shape) * text.shape[-1] ** -0.5
+    moved = text + amount * noise
+    return moved * jax.lax.rsqrt((moved * moved).sum(-1, keepdims=True) + 1e-12)
+
+
 def corrective_click(
     key: jax.Array, logits: jax.Array, target: jax.Array, content: jax.Array, side: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -64,7 +64,11 @@ def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
         text_key = jax.random.fold_in(kind_key, 2)
         is_text = jax.random.bernoulli(text_key, config.text.share, (b, n))
         labels = jnp.where(is_text[..., None], EMPTY, prompts.labels)
-        prompts = Prompts(prompts.points, labels, text=batch["text"], has_text=is_text)
+        text = batch["text"]
+        if config.text.noise:
+            noise_key = jax.random.fold_in(kind_key, 3)
+            text = simulator.noisy_text(noise_key, text, config.text.noise)
+        prompts = Prompts(prompts.points, labels, text=text, has_text=is_text)
     if not config.model.draw_boxes:
         return prompts
     drawn = draw_boxes(prompts, (side // config.model.patch_size,) * 2, config.model.patch_size)

@@ -87,3 +87,16 @@ def test_eleven_rounds_with_the_last_one_always_without_a_click():
         places.add(int(np.flatnonzero(~clicked)[0]))
     assert places == set(range(9))
     assert prompts.click_schedule(jax.random.key(0), 3, 0).all()
+
+
+def test_noisy_texts_have_length_1_and_stay_near():
+    text = jax.random.normal(jax.random.key(0), (20, 30, 64))
+    text /= jnp.linalg.norm(text, axis=-1, keepdims=True)
+    np.testing.assert_allclose(prompts.noisy_text(jax.random.key(1), text, 0.0), text, atol=1e-6)
+    noisy = prompts.noisy_text(jax.random.key(1), text, 1.5)
+    np.testing.assert_allclose(jnp.linalg.norm(noisy, axis=-1), 1, rtol=1e-5)
+    cosines = (noisy * text).sum(-1)
+    # A length of r at right angles turns by arctan r, and r is uniform in 0..1.5.
+    r = np.linspace(0, 1.5, 1000)
+    np.testing.assert_allclose(cosines.mean(), np.cos(np.arctan(r)).mean(), atol=0.03)
+    assert cosines.min() > 0.3 and cosines.max() > 0.99
