@@ -33,7 +33,7 @@ def config() -> TrainConfig:
             Stage(200, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
             Stage(100, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
         ),
-        loss=LossConfig(iou_on_all=True, text_on_all=True),
+        loss=LossConfig(iou_on_all=True, text_on_all=True, text_weight=0.5),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
         text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200, noise=1.5),

@@ -140,13 +140,16 @@ class PromptEncoder(nn.Module):
             tokens, live = self._add_text(tokens, live, prompts)
         return tokens, live, self._dense(prompts, grid_hw)
 
-    def _add_text(self, tokens, live, prompts: Prompts):
+    def text_tokens(self, text: jax.Array) -> jax.Array:
+        """Text embeddings [..., T] of length 1 -> tokens [..., D]."""
         if not self.config.text_width:
             raise ValueError("prompts.text: this model has no text head (config.text_width is 0)")
+        # As they are they would give a token that is hardly there beside the others.
+        return self.text_proj(text * self.config.text_width**0.5)
+
+    def _add_text(self, tokens, live, prompts: Prompts):
+        text = self.text_tokens(prompts.text)[:, :, None].astype(tokens.dtype)
         has = jnp.ones(live.shape[:2], bool) if prompts.has_text is None else prompts.has_text
-        # Embeddings of length 1 would give a token that is hardly there beside the others.
-        text = prompts.text * self.config.text_width**0.5
-        text = self.text_proj(text)[:, :, None].astype(tokens.dtype)
         return jnp.concatenate([tokens, text], 2), jnp.concatenate([live, has[..., None]], 2)
 
     def plain_map(self) -> jax.Array:

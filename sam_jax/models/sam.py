@@ -34,6 +34,10 @@ class SamModel(nn.Module):
         """Normalised, padded images float [B, H, W, 3] -> embeddings float32 [B, h, w, D]."""
         return self.image_encoder(images, train)
 
+    def text_tokens(self, text: jax.Array) -> jax.Array:
+        """Text embeddings [..., T] of length 1 -> the tokens [..., D] that the decoder gets."""
+        return self.prompt_encoder.text_tokens(text).astype(jnp.float32)
+
     def image_parts(self, embedding: jax.Array) -> ImageParts:
         """What the decoder makes of embeddings [B, h, w, D] before any prompt is there.
 

@@ -46,6 +46,8 @@ class LossConfig:
     picture's things would learn little of what it says."""
     grouping_weight: float = 0.0
     """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
+    text_weight: float = 0.0
+    """Of the same loss with the texts' tokens as directions; 0 as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,16 +84,21 @@ def prompt_losses(
     }
 
 
-def grouping_loss(embedding: jax.Array, target: jax.Array, content: jax.Array) -> jax.Array:
+def grouping_loss(
+    embedding: jax.Array, target: jax.Array, content: jax.Array, directions: jax.Array | None = None
+) -> jax.Array:
     """How badly the pixels of a mask are alike in an embedding and unlike the rest: [B, N].
 
     Each mask's mean direction is compared with every pixel (cosine, after the image's mean is taken
     away); balanced cross-entropy asks that the mask's pixels be near it and others not. It trains
     an encoder that starts from nothing; the paper has no such term, its encoders come from MAE.
+    With `directions` it asks that the pixels be near those, as a text's token: it teaches in
+    hundreds of steps what words mean, which attention alone finds out in thousands.
 
     Args:
       embedding: [B, h, w, D], target: [B, N, M, M] in 0..1 with M a multiple of h = w.
       content: bool [B, 1, M, M], where the photo is.
+      directions: [B, N, D] in the place of the masks' own.
     """
     b, h, w, d = embedding.shape
 
@@ -108,7 +113,8 @@ def grouping_loss(embedding: jax.Array, target: jax.Array, content: jax.Array) -
     photo = pooled(content)[:, 0, :, None]
     x = embedding.reshape(b, h * w, d)
     x = unit(x - (x * photo).sum(1, keepdims=True) / jnp.maximum(photo.sum(1, keepdims=True), 1))
-    centre = unit(jnp.einsum("bnp,bpd->bnd", inside, x))
+    centre = jnp.einsum("bnp,bpd->bnd", inside, x) if directions is None else directions
+    centre = unit(centre)
     logits = (jnp.einsum("bnd,bpd->bnp", centre, x) - 0.3) * 10
 
     def mean(x, weight):

@@ -64,11 +64,7 @@ def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
         text_key = jax.random.fold_in(kind_key, 2)
         is_text = jax.random.bernoulli(text_key, config.text.share, (b, n))
         labels = jnp.where(is_text[..., None], EMPTY, prompts.labels)
-        text = batch["text"]
-        if config.text.noise:
-            noise_key = jax.random.fold_in(kind_key, 3)
-            text = simulator.noisy_text(noise_key, text, config.text.noise)
-        prompts = Prompts(prompts.points, labels, text=text, has_text=is_text)
+        prompts = Prompts(prompts.points, labels, text=batch["text"], has_text=is_text)
     if not config.model.draw_boxes:
         return prompts
     drawn = draw_boxes(prompts, (side // config.model.patch_size,) * 2, config.model.patch_size)
@@ -87,7 +83,8 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     target, side = batch["masks"], stage.image_size
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
-    loss.pop("grouping_weight")  # of the embedding, not of a prompt
+    for name in ("grouping_weight", "text_weight"):  # of the embedding, not of a prompt
+        loss.pop(name)
     box_on_all, text_on_all = loss.pop("box_on_all"), loss.pop("text_on_all")
 
     def decode(prompts):
@@ -171,6 +168,9 @@ def batch_loss(
     )
     variables = {"params": merged(params, config.lora), "buffers": buffers}
     batch = dict(batch, masks=batch["masks"].astype(jnp.float32) / 255)
+    if config.text.noise and "text" in batch:
+        noise_key = jax.random.fold_in(prompt_key, 3)
+        batch["text"] = simulator.noisy_text(noise_key, batch["text"], config.text.noise)
     embedding = embed(model, variables, batch, drop_key)
     losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
     valid = batch["mask_valid"].astype(jnp.float32)
@@ -179,12 +179,17 @@ def batch_loss(
     metrics = {name: x.mean() for name, x in mean.items() if name != "iou"}
     metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1], "masks": valid.sum()}
     loss = mean["total"].sum()
-    if config.loss.grouping_weight:
-        masks = batch["masks"]
-        content = simulator.content_area(batch["image_hw"], stage.image_size, masks.shape[-1])
-        grouping = (grouping_loss(embedding, masks, content) * valid).sum() / count
-        loss += config.loss.grouping_weight * grouping
-        metrics["grouping"] = grouping
+    directions = {"grouping": None}
+    if "text" in batch:
+        directions["text"] = model.apply(variables, batch["text"], method="text_tokens")
+    masks = batch["masks"]
+    content = simulator.content_area(batch["image_hw"], stage.image_size, masks.shape[-1])
+    for name, direction in directions.items():
+        weight = getattr(config.loss, f"{name}_weight")
+        if weight:
+            found = grouping_loss(embedding, masks, content, direction)
+            metrics[name] = (found * valid).sum() / count
+            loss += weight * metrics[name]
     return loss, metrics
 
 

@@ -121,3 +121,20 @@ def test_grouping_loss_leaves_out_what_is_no_photo():
     np.testing.assert_allclose(
         grouping_loss(a, target, content), grouping_loss(b, target, content), rtol=1e-5
     )
+
+
+def test_grouping_loss_by_given_directions_asks_for_those():
+    """With each mask's own mean as direction it is the same loss; with another's it is larger."""
+    rng = np.random.default_rng(0)
+    target = np.zeros((1, 2, 16, 16), np.float32)
+    target[0, 0, :8], target[0, 1, 8:] = 1, 1
+    embedding = rng.normal(size=(1, 4, 4, 6)).astype(np.float32)
+    embedding[0, :2] += np.float32([3, 0, 0, 0, 0, 0])
+    content = np.ones((1, 1, 16, 16), bool)
+    x = embedding.reshape(16, 6) - embedding.reshape(16, 6).mean(0)
+    x /= np.sqrt((x * x).sum(-1, keepdims=True) + 1e-3)
+    own = np.stack([x[:8].sum(0), x[8:].sum(0)])[None]
+    plain = grouping_loss(embedding, target, content)
+    np.testing.assert_allclose(grouping_loss(embedding, target, content, own), plain, rtol=1e-4)
+    other = grouping_loss(embedding, target, content, own[:, ::-1])
+    assert (np.asarray(other) > 2 * np.asarray(plain)).all()
