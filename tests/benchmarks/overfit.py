@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=20, help="steps between two measurements")
     args = parser.parse_args()
     use_compilation_cache()
-    run, variables = starting_point(config(args.init, args.images, args.steps))
+    run, variables, _ = starting_point(config(args.init, args.images, args.steps))
     source, stage = First(open_source(args.data), args.images), run.stages[0]
     mesh = make_mesh(1, jax.devices()[:1])
     optimizer = make_optimizer(run.optim, run.model, args.steps)

@@ -85,7 +85,7 @@ def test_the_checkpoint_decides_the_sizes():
     config = dataclasses.replace(
         CONFIG, model=model, init_from="tiny", stages=(Stage(9, 0, 2, 2), Stage(9, 256, 2, 2))
     )
-    started, variables = starting_point(config)
+    started, variables, _ = starting_point(config)
     assert started.model.encoder_width == 192 and started.model.encoder_depth == 8
     assert (started.model.dtype, started.model.drop_path, started.model.remat) == (
         "bfloat16",
