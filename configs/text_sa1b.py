@@ -1,4 +1,4 @@
-"""Text prompts by the paper's recipe (its section D.6): ViT-H, CLIP ViT-L/14 at 336 px, SA-1B.
+"""Text prompts by the paper's recipe (its section 7.5): ViT-H, CLIP ViT-L/14 at 336 px, SA-1B.
 
     python -m train --config configs/text_sa1b.py --data-root DIR \
         --text.clip DIR2 --init-encoder mae_pretrain_vit_huge.pth --devices.coordinator auto

@@ -1,4 +1,4 @@
-"""Crops around a mask, as an image encoder for text prompts sees an object (paper, appendix D.6).
+"""Crops around a mask, as an image encoder for text prompts sees an object (paper, section 7.5).
 
 The mask's box grows about its middle by a random factor of 1 to 2 and becomes a square, which is
 resized; half of the time everything outside the mask is blanked; and the encoder's last layer
@@ -25,13 +25,13 @@ from sam_jax.data.sources import Record, RecordError
 from sam_jax.ops import rle as rle_ops
 
 MIN_AREA = 100**2
-"""Least pixels of a mask in photos of about 1500 x 2250 (paper, appendix D.6)."""
+"""Least pixels of a mask in photos of about 1500 x 2250 (paper, section 7.5 and appendix D)."""
 GROWTH = (1.0, 2.0)
-"""The square's side over the longer side of the mask's box (paper, appendix D.6)."""
+"""The square's side over the longer side of the mask's box (paper, section 7.5 and appendix D)."""
 CENTRED_GROWTH = 1.5
 """The same where nothing is random."""
 BLANK_PROBABILITY = 0.5
-"""How often the surroundings are blanked (paper, appendix D.6)."""
+"""How often the surroundings are blanked (paper, section 7.5 and appendix D)."""
 FILL = (123, 117, 104)
 """RGB of what is blank: CLIP's mean colour."""
 

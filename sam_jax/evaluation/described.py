@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sam_jax.checkpoint.clip import Clip
 from sam_jax.data.crops import crop_object
 from sam_jax.data.described import DescribedScenes
-from sam_jax.data.descriptions import Attributes, unique_phrase
+from sam_jax.data.descriptions import Attributes, unique_phrase, worded
 from sam_jax.evaluation import intervals, report
 from sam_jax.inference.text import crop_embedder
 from sam_jax.ops.clicks import iou
@@ -46,8 +46,8 @@ def measure(
 
     Returns:
       Rows with "scene", "object", "phrase" (of looks alone; "" where none singles the object out),
-      "iou", "oracle" (the best of three), "any phrase" (with sizes and places), "iou any", and
-      "iou crop". What was not measured is missing.
+      "iou", "oracle" (the best of three), "iou all" (of a phrase that tells all of its looks), "any
+      phrase" (with sizes and places), "iou any", and "iou crop". What was not measured is missing.
     """
     scenes, rows = DescribedScenes(count, size, seed), []
     embed_crops = None if clip is None else crop_embedder(clip)
@@ -62,7 +62,10 @@ def measure(
             row: dict[str, Any] = {"scene": index, "object": number}
             row["phrase"] = unique_phrase(plain, number, rng) or ""
             row["any phrase"] = unique_phrase(scene, number, rng) or ""
-            for key, phrase in (("iou", row["phrase"]), ("iou any", row["any phrase"])):
+            asked = {"iou": row["phrase"], "iou any": row["any phrase"]}
+            # What some of its words single out, all of them do.
+            asked["iou all"] = worded(plain[number], rng) if row["phrase"] else ""
+            for key, phrase in asked.items():
                 if phrase:
                     row[key], best = _score(predictor, embedding, phrase, true)
                     row |= {"oracle": best} if key == "iou" else {}
@@ -84,6 +87,7 @@ FIGURES = {
     "iou": "phrases of colour, texture, shape",
     "oracle": "the same, best of three",
     "iou crop": "the object's own crop",
+    "iou all": "phrases that tell all three",
     "iou any": "phrases with size and place too",
 }
 

@@ -72,7 +72,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
-    """Training for text prompts (paper section D.6): CLIP sees the object, later it reads."""
+    """Training for text prompts (paper section 7.5): CLIP sees the object, later it reads."""
 
     clip: str = ""
     """A CLIP model with both towers (`sam_jax.checkpoint.clip`); empty: no text prompts. Its text

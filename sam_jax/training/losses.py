@@ -92,8 +92,8 @@ def grouping_loss(
     Each mask's mean direction is compared with every pixel (cosine, after the image's mean is taken
     away); balanced cross-entropy asks that the mask's pixels be near it and others not. It trains
     an encoder that starts from nothing; the paper has no such term, its encoders come from MAE.
-    With `directions` it asks that the pixels be near those, as a text's token: it teaches in
-    hundreds of steps what words mean, which attention alone finds out in thousands.
+    With `directions` it asks that the pixels be near those, as a text's token: what an embedding
+    means is learned sooner than through attention alone.
 
     Args:
       embedding: [B, h, w, D], target: [B, N, M, M] in 0..1 with M a multiple of h = w.

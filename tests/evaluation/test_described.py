@@ -48,7 +48,8 @@ def test_the_truth_scores_1_and_phrases_of_looks_tell_no_place():
     assert len(rows) == sum(len(scene["rles"]) for scene in scenes)
     for row in rows:
         assert row.get("iou", 1) == row.get("iou any", 1) == row.get("oracle", 1) == 1
-        assert ("iou" in row) == bool(row["phrase"]) and "iou crop" not in row
+        assert ("iou" in row) == bool(row["phrase"]) == (row.get("iou all") == 1)
+        assert "iou crop" not in row
         query = read_phrase(row["phrase"])
         assert query.size is None and not query.place
         found = [matches(query, one) for one in scenes[row["scene"]]["attributes"]]
