@@ -29,14 +29,21 @@ def config() -> TrainConfig:
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
         stages=(
-            Stage(800, 256, 8, 6, 0, 0, scale_range=(0.8, 2.0)),
-            Stage(200, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
-            Stage(100, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
+            Stage(3400, 256, 8, 6, 0, 0, scale_range=(0.8, 2.0)),
+            Stage(300, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
+            Stage(300, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
         ),
         loss=LossConfig(iou_on_all=True, text_on_all=True, text_weight=0.5),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
-        text=TextConfig(clip="runs/clip/clip.safetensors", share=0.75, min_area=200, noise=1.5),
+        text=TextConfig(
+            clip="runs/clip/clip.safetensors",
+            share=0.75,
+            blends=4,
+            min_area=200,
+            noise=0.7,
+            scenes=3000,
+        ),
         optim=OptimConfig(
             name="muon",
             lr=1e-3,
@@ -45,14 +52,14 @@ def config() -> TrainConfig:
             weight_decay=0.02,
             layer_decay=1.0,
             frozen=("image_encoder/patch_embed/*",),  # as in configs/tiny.py
-            warmup=30,
+            warmup=50,
             schedule="cosine",
             clip=1.0,
             ema=0.99,
         ),
         data_root="none",
         described=1.0,
-        validation=ValidationConfig(every=100, drawn=15),
+        validation=ValidationConfig(every=200, drawn=15),
         log_every=20,
         save_every=100,
     )

@@ -23,18 +23,21 @@ from sam_jax.data.sources import Record, RecordError, Source
 from sam_jax.inference.text import crop_embedder
 from sam_jax.ops.rle import decode
 from sam_jax.training.config import TextConfig
+from train.blended_crops import blends
 from train.embeddings import files_digest
 
 DTYPE = np.float16
 FLUSH_EVERY = 8
 """Records that are in memory with their crops, and between two moments from which an interrupted
 run can go on."""
+POOL = 1024
+"""Crops, of all, that means are made of."""
 RULES = 1
 """Of how crops are drawn and embedded; another number where they change."""
 
 
 class CroppedSource:
-    """A source whose records have "texts" besides: float16 [masks, V, T], crops' embeddings.
+    """A source whose records have "texts" besides: float16 [masks, V + B, T], crops' embeddings.
 
     Its records have the masks that are large enough and no others.
 
@@ -42,12 +45,22 @@ class CroppedSource:
       source: the records.
       embeddings: float16 [all masks, V, T], mapped from a file.
       ends: int64 [len(source)], where each record's rows end; one without rows can't be used.
-      min_area: of a mask, pixels.
+      text: how crops were drawn, and how many means of alike crops (B) come with them.
+      seed: of the means.
     """
 
-    def __init__(self, source: Source, embeddings: np.ndarray, ends: np.ndarray, min_area: int):
-        self.source, self.min_area = source, min_area
+    def __init__(
+        self,
+        source: Source,
+        embeddings: np.ndarray,
+        ends: np.ndarray,
+        text: TextConfig,
+        seed: int = 0,
+    ):
+        self.source, self.text, self.seed = source, text, seed
         self._embeddings, self._ends = embeddings, np.concatenate([[0], ends])
+        chosen = np.random.default_rng(seed).permutation(len(embeddings))[:POOL]
+        self._pool = embeddings[np.sort(chosen), 0].astype(np.float32)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -58,12 +71,17 @@ class CroppedSource:
     def __getitem__(self, index: int) -> Record:
         """Record `index` with its embeddings; raises RecordError as the source does."""
         record = self.source[index]
-        chosen = large_enough(record, self.min_area)
+        chosen = large_enough(record, self.text.min_area)
         first, end = self._ends[index], self._ends[index + 1]
         if len(chosen) != end - first:
             raise RecordError(f"{record.get('name', index)}: could not be read when embedding")
         rles = [record["rles"][number] for number in chosen]
-        return record | {"rles": rles, "texts": np.asarray(self._embeddings[first:end])}
+        texts = np.asarray(self._embeddings[first:end])
+        if self.text.blends:
+            rng = np.random.default_rng([self.seed, index])
+            means = blends(texts, self._pool, self.text.blends, rng)
+            texts = np.concatenate([texts, means.astype(DTYPE)], 1)
+        return record | {"rles": rles, "texts": texts}
 
 
 class CropCache:
@@ -131,7 +149,7 @@ class CropCache:
             )
         shape = (int(ends[-1]), self._text.variants, self._clip.config.embed_dim)
         rows = np.memmap(file, DTYPE, "r", shape=shape)
-        return CroppedSource(source, rows, ends, self._text.min_area)
+        return CroppedSource(source, rows, ends, self._text, self._seed)
 
     def _fingerprint(self, source: Source, files: Path | None) -> str:
         text, tower = self._text, self._clip.params["params"]["image"]

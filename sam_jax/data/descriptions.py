@@ -162,15 +162,18 @@ def phrase(attributes: Attributes, rng: np.random.Generator) -> str:
     return worded(_query([words[k] for k in np.argsort(times)[:count]]), rng)
 
 
-def unique_phrase(scene: Sequence[Attributes], i: int, rng: np.random.Generator) -> str | None:
+def unique_phrase(
+    scene: Sequence[Attributes], i: int, rng: np.random.Generator, shortest: float = 0.5
+) -> str | None:
     """A phrase that is true of object i of the scene and of no other; None where there is none.
 
-    Half of the time it is one of the shortest such descriptions, otherwise any of them.
+    Args:
+      shortest: how often it is one of the shortest such descriptions; otherwise it is any of them.
     """
     found = unique_queries(scene, i)
     if not found:
         return None
-    if rng.random() < 0.5:
+    if rng.random() < shortest:
         found = [query for query in found if len(facts(query)) == len(facts(found[0]))]
     return worded(found[rng.integers(len(found))], rng)
 

@@ -82,6 +82,9 @@ class TextConfig:
     click or a box."""
     variants: int = 4
     """Crops of each mask that are embedded, once, before training; one is drawn every time."""
+    blends: int = 0
+    """So many means of alike crops besides, for each mask (`train.blended_crops`): phrases tell
+    less than crops show. The paper has none."""
     min_area: int = 100**2
     """Smaller masks, in pixels of the photo, are left out (`sam_jax.data.crops`)."""
     noise: float = 0.0

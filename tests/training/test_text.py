@@ -31,6 +31,7 @@ from tests.clips import word_clip
 from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
 from train import __main__ as train_main
 from train.advice import check, warnings
+from train.blended_crops import blends
 from train.contrastive import ContrastiveConfig, contrastive_loss, draw_objects, run
 from train.contrastive import batches as contrastive_batches
 from train.crop_embeddings import CropCache
@@ -346,8 +347,7 @@ def test_the_contrastive_loss_counts_every_image_that_a_phrase_is_true_of():
 
 
 def test_contrastive_batches_pair_crops_with_true_phrases():
-    config = ContrastiveConfig("", scenes=4)
-    objects = draw_objects(config, SMALL_CLIP, variants=2)
+    objects = draw_objects(4, 0, SMALL_CLIP, variants=2)
     said = []
 
     def tokenise(phrases):
@@ -368,7 +368,28 @@ def test_contrastive_batches_pair_crops_with_true_phrases():
 def test_a_tiny_clip_is_trained_and_opens(tmp_path, capsys):
     from sam_jax.checkpoint.clip import load_clip
 
-    assert run(ContrastiveConfig(str(tmp_path), steps=2, batch_size=4, scenes=3)) == 0
-    assert "step 2 of 2: loss" in capsys.readouterr().out
+    assert run(ContrastiveConfig(str(tmp_path), steps=2, batch_size=4, scenes=3, tested=2)) == 0
+    said = capsys.readouterr().out
+    assert "step 2 of 2: loss" in said and "objects of new scenes, the phrase that" in said
     clip = load_clip(tmp_path / "clip.safetensors")
     assert not clip.text_tower_only and clip.config.context == 24
+
+
+def test_means_of_alike_crops_keep_what_they_share_and_still_name_their_object():
+    rng, parts = np.random.default_rng(0), np.eye(8, dtype=np.float32)  # four colours, four shapes
+
+    def crop(colour, shape):
+        found = parts[colour] + parts[4 + shape] + 0.02 * rng.normal(size=8)
+        return (found / np.linalg.norm(found)).astype(np.float32)
+
+    pool = np.stack([crop(*kinds) for kinds in rng.integers(4, size=(600, 2))])
+    picture = np.stack([[crop(0, 0)], [crop(1, 1)]])
+    made = blends(picture, pool, 40, rng)
+    assert made.shape == (2, 40, 8) and made.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(made, axis=-1), 1, rtol=1e-5)
+    own, other = (made * picture).sum(-1), (made * picture[::-1]).sum(-1)
+    assert (own > other + 0.05).all()  # each is nearer to its own object
+    colour, shape = made[0, :, 0], made[0, :, 4]
+    assert ((colour > 0.8) & (shape < 0.5)).any() and ((shape > 0.8) & (colour < 0.5)).any()
+    twins = blends(np.stack([picture[0], picture[0]]), pool, 4, rng)
+    np.testing.assert_array_equal(twins, np.repeat(np.stack([picture[0]] * 2), 4, 1))
