@@ -29,9 +29,9 @@ def config() -> TrainConfig:
         model=TINY,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
         stages=(
-            Stage(3400, 256, 8, 6, 0, 0, scale_range=(0.8, 2.0)),
-            Stage(300, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
-            Stage(300, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
+            Stage(2800, 256, 8, 6, 0, 0, scale_range=(0.8, 2.0)),
+            Stage(200, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
+            Stage(250, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
         ),
         loss=LossConfig(iou_on_all=True, text_on_all=True, text_weight=0.5),
         prompts=PromptConfig(mask_gradient=False, remat=False),

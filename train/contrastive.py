@@ -53,15 +53,17 @@ class ContrastiveConfig:
 
     out: str
     """Folder that clip.safetensors goes to."""
-    steps: int = 2000
+    steps: int = 1200
     batch_size: int = 128
     """Objects, and as many phrases, in a step."""
-    scenes: int = 3000
+    text_steps: int = 1000
+    """Steps after those, in which the text tower alone is trained, towards the crops' embeddings
+    as they then are. CLIP's loss alone leaves the two modalities in places of their own, and a
+    model that is trained on the one is then asked by the other."""
+    alignment: float = 5.0
+    """In those, the weight of the squared distance between a phrase and its crop."""
+    scenes: int = 2500
     """Different ones, drawn once; others than those that a model is tested on."""
-    alignment: float = 1.0
-    """Weight of the distance between a crop and its phrase. CLIP's loss alone leaves the two
-    modalities' embeddings in places of their own, and a model that is trained on the one is then
-    asked by the other."""
     lr: float = 1e-3
     tested: int = 100
     """Scenes of another seed, whose objects the result has to pick by their phrases."""
@@ -108,20 +110,19 @@ def draw_objects(count: int, seed: int, clip: ClipConfig, variants: int = 4) -> 
 
 
 def batches(
-    objects: Objects, size: int, tokenise, rng: np.random.Generator
+    objects: Objects, size: int, tokenise, rng: np.random.Generator, full: float = 0.0
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless batches: crops, the patches inside, tokens, and which phrase is true of which.
 
-    A phrase may be true of several objects; all of them are then right. Half of the phrases tell
-    all that a crop shows. Whole scenes are drawn, whose objects often differ in little.
+    A phrase may be true of several objects; all of them are then right. The share `full` of the
+    phrases tells all that a crop shows.
     """
-    starts = np.searchsorted(objects.scene, np.arange(objects.scene[-1] + 2))
     while True:
-        scenes = rng.integers(len(starts) - 1, size=size)
-        chosen = np.concatenate([np.arange(starts[k], starts[k + 1]) for k in scenes])[:size]
+        chosen = rng.integers(len(objects.attributes), size=size)
         variant = rng.integers(objects.crops.shape[1], size=size)
         attributes = [objects.attributes[i] for i in chosen]
-        phrases = [(worded if rng.random() < 0.5 else phrase)(one, rng) for one in attributes]
+        told = [worded if full and rng.random() < full else phrase for _ in attributes]
+        phrases = [tell(one, rng) for tell, one in zip(told, attributes, strict=True)]
         known = [facts(one) for one in attributes]
         asked = [facts(read_phrase(words)) for words in phrases]
         true = np.array([[some <= every for every in known] for some in asked])
@@ -154,23 +155,68 @@ def contrastive_loss(similarity: jax.Array, true: jax.Array) -> tuple[jax.Array,
     return loss, hit
 
 
-def make_step(model: ClipModel, optimizer: optax.GradientTransformation, alignment: float):
-    """(params, opt_state, batch) -> (params, opt_state, loss, hits), jitted."""
+def make_step(clip: ClipConfig, optimizer: optax.GradientTransformation, alignment: float | None):
+    """(params, opt_state, batch) -> (params, opt_state, loss, hits), jitted.
+
+    With `alignment` the batch's "crops" are their embeddings and the text tower alone is trained.
+    """
+    model = ClipModel(clip)
 
     def loss_of(params, batch):
-        images = clip_normalise(batch["crops"])
-        image = model.apply(params, images, batch["inside"], True, method="encode_image")
         text = model.apply(params, batch["ids"], None, True, method="encode_text")
         scale = jnp.exp(params["params"]["logit_scale"]["log"])
-        loss, hit = contrastive_loss(scale * image @ text.T, batch["true"])
-        return loss + alignment * ((image - text) ** 2).sum(-1).mean(), hit
+        if alignment is not None:
+            image = batch["crops"]
+            loss, hit = contrastive_loss(scale * image @ text.T, batch["true"])
+            return loss + alignment * ((image - text) ** 2).sum(-1).mean(), hit
+        images = clip_normalise(batch["crops"])
+        image = model.apply(params, images, batch["inside"], True, method="encode_image")
+        return contrastive_loss(scale * image @ text.T, batch["true"])
 
     def step(params, opt_state, batch):
         (loss, hit), grads = jax.value_and_grad(loss_of, has_aux=True)(params, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss, hit
+        new = optax.apply_updates(params, updates)
+        if alignment is not None:  # the optimizer's weight decay would change the others
+            new = {"params": params["params"] | {"text": new["params"]["text"]}}
+        return new, opt_state, loss, hit
 
     return jax.jit(step, donate_argnums=(0, 1))
+
+
+def fit(
+    config: ContrastiveConfig,
+    clip: ClipConfig,
+    params: dict,
+    data: Iterator[dict[str, np.ndarray]],
+    steps: int,
+    alignment: float | None = None,
+) -> dict:
+    """Params after `steps` steps of `make_step`, in which the rate falls to nothing."""
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.lr, min(100, steps // 10), steps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.1)
+    )
+    opt_state, batch = optimizer.init(params), next(data)
+    step = compile_ahead(make_step(clip, optimizer, alignment), params, opt_state, batch)
+    what, every = "training" if alignment is None else "training text", max(100, steps // 10)
+    recent: list[tuple[float, float]] = []
+    for done in tqdm(range(1, steps + 1), what, disable=None):
+        params, opt_state, loss, hit = step(params, opt_state, batch)
+        recent.append((float(loss), float(hit)))
+        batch = next(data)
+        if done % every == 0 or done == steps:
+            loss, hit = np.mean(recent, 0)
+            print(f"{what}: step {done} of {steps}: loss {loss:.3f}, right image {hit:.3f}")
+            recent = []
+    return params
+
+
+def embedded(objects: Objects, clip: Clip) -> Objects:
+    """The objects with their crops' embeddings, float32 [N, V, T], in the crops' place."""
+    crops = zip(np.concatenate(objects.crops), np.concatenate(objects.inside), strict=True)
+    rows = crop_embedder(clip)(list(crops))
+    return dataclasses.replace(objects, crops=rows.reshape(*objects.crops.shape[:2], -1))
 
 
 def pick(clip: Clip, objects: Objects, seed: int) -> dict[str, float]:
@@ -213,27 +259,14 @@ def run(config: ContrastiveConfig) -> int:
     params = init_clip(clip, jax.random.key(config.seed))
     tokenise = TextTower(Clip(clip, params, tokenizer_json)).tokenise
     objects = draw_objects(config.scenes, config.seed, clip)
-    data = batches(objects, config.batch_size, tokenise, np.random.default_rng(config.seed))
-    batch = next(data)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0, config.lr, min(100, config.steps // 10), config.steps
+    rng = np.random.default_rng(config.seed)
+    params = fit(
+        config, clip, params, batches(objects, config.batch_size, tokenise, rng), config.steps
     )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0), optax.adamw(rate, b2=0.98, weight_decay=0.1)
-    )
-    opt_state = optimizer.init(params)
-    step = compile_ahead(
-        make_step(ClipModel(clip), optimizer, config.alignment), params, opt_state, batch
-    )
-    recent: list[tuple[float, float]] = []
-    for done in tqdm(range(1, config.steps + 1), "training", disable=None):
-        params, opt_state, loss, hit = step(params, opt_state, batch)
-        recent.append((float(loss), float(hit)))
-        batch = next(data)
-        if done % 100 == 0 or done == config.steps:
-            loss, hit = np.mean(recent, 0)
-            print(f"step {done} of {config.steps}: loss {loss:.3f}, right image {hit:.3f}")
-            recent = []
+    if config.text_steps:
+        objects = embedded(objects, Clip(clip, jax.device_get(params), tokenizer_json))
+        data = batches(objects, config.batch_size, tokenise, rng, full=0.5)
+        params = fit(config, clip, params, data, config.text_steps, config.alignment)
     params = jax.device_get(params)
     save_clip(out / "clip.safetensors", clip, params, tokenizer_json)
     print(f"wrote {out / 'clip.safetensors'}")

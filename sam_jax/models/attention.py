@@ -19,6 +19,7 @@ FOLD_LIMIT = 1024
 """Up to so many tokens `WINDOWS` says which form is taken, beyond it `WHOLE_MAPS`."""
 
 _mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
+_portable: ContextVar[bool] = ContextVar("portable", default=False)
 
 
 def offset_table(table: jax.Array, size: int) -> jax.Array:
@@ -51,7 +52,19 @@ def rel_pos_attention(
     """
     forms = WINDOWS if q.shape[1] * q.shape[2] <= FOLD_LIMIT else WHOLE_MAPS
     forms = {name: functools.partial(form, precision=precision) for name, form in forms.items()}
+    if _portable.get():
+        return forms.get("cpu", forms["default"])(q, k, v, rel_h, rel_w)
     return jax.lax.platform_dependent(q, k, v, rel_h, rel_w, **forms)
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+    """While tracing a program for several platforms at once: the CPU's form, and no kernels."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
 
 
 @contextlib.contextmanager
