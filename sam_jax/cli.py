@@ -19,6 +19,7 @@ COMMANDS = {
     "segment": ("sam_jax.inference.segment", "masks of a photo, from points, boxes or nothing"),
     "generate": ("sam_jax.inference.generate", "masks of everything in each photo of a folder"),
     "annotate": ("sam_jax.engine.annotate", "masks by hand with the model's help, in the browser"),
+    "export": ("sam_jax.inference.export.command", "files that run without this package"),
     "evaluate": ("sam_jax.evaluation.command", "the paper's tables, on data with true masks"),
 }
 """Name -> module and one line of help."""

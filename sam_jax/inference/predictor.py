@@ -14,6 +14,7 @@ from sam_jax.data.images import read_image
 from sam_jax.inference.compiled import POINT_SLOTS, CompiledModel, bucket, use_compilation_cache
 from sam_jax.inference.prompts import NO_TEXT_HEAD, Prompt, gather, to_slots
 from sam_jax.inference.text import TextTower
+from sam_jax.models.config import SamConfig
 from sam_jax.ops.masks import upscale_masks
 from sam_jax.ops.transforms import pad_to_frame, resize_image, resized_hw
 
@@ -81,17 +82,10 @@ class Predictor:
     """
 
     def __init__(self, sam: Any, *, image_size: int | None = None, cache: bool = True) -> None:
-        patch = sam.config.patch_size
-        size = sam.config.image_size if image_size is None else image_size
-        if size < patch or size % patch:
-            raise ValueError(
-                f"image_size: expected a positive multiple of the patch size {patch}, "
-                f"got {image_size}"
-            )
+        self.image_size = checked_size(sam.config, image_size)
         if cache:
             use_compilation_cache()
         self.config = sam.config
-        self.image_size = int(size)
         self.compiled = CompiledModel(sam.config, sam.params, self.image_size)
         self._text, self._cache = getattr(sam, "text", None), cache
         self._phrases: dict[str, np.ndarray] = {}
@@ -280,6 +274,21 @@ class Predictor:
         if new:
             self._phrases |= zip(new, self.text_tower.embed(new, called="text"), strict=True)
         return [self._phrases[t] if isinstance(t, str) else t for t in text]
+
+
+def checked_size(config: SamConfig, image_size: int | None) -> int:
+    """The frame's side in pixels; None: the one that the model was trained for.
+
+    Raises:
+      ValueError: no positive multiple of the patch size.
+    """
+    size = config.image_size if image_size is None else image_size
+    if size < config.patch_size or size % config.patch_size:
+        raise ValueError(
+            f"image_size: expected a positive multiple of the patch size {config.patch_size}, "
+            f"got {image_size}"
+        )
+    return int(size)
 
 
 def frames(photos: Sequence[np.ndarray], image_size: int) -> tuple[np.ndarray, np.ndarray]:
