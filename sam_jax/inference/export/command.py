@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PIXELS",
         help="side of the frame that photos are scaled to; default: the model's own",
     )
+    add("--onnx", action="store_true", help="ONNX files too, for one photo and one prompt")
     add(
         "--weights",
         choices=("beside", "inside", "none"),
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     if not args.out:
         raise ValueError("--out: expected a folder; give --out DIR")
     from sam_jax.checkpoint.load import load
-    from sam_jax.inference.export import programs
+    from sam_jax.inference.export import onnx_files, programs
     from sam_jax.inference.predictor import checked_size
     from sam_jax.storage import replacing
 
@@ -61,5 +62,7 @@ def run(args: argparse.Namespace) -> None:
         manifest = programs.write(
             folder, sam, image_size=side, weights=args.weights, precision=args.precision
         )
+        if args.onnx:
+            onnx_files.write(folder, sam, image_size=side, precision=args.precision)
     total = sum(file.stat().st_size for file in Path(args.out).rglob("*") if file.is_file())
     print(f"wrote {len(manifest['programs'])} programs to {args.out}, {total / 1e6:.1f} MB in all")

@@ -21,12 +21,12 @@ from tqdm import tqdm
 import sam_jax
 from sam_jax.checkpoint.names import flatten, unflatten
 from sam_jax.inference.compiled import POINT_SLOTS, PROMPT_SLOTS, PROMPT_SLOTS_CPU
+from sam_jax.inference.export.signatures import Signature, signatures
 from sam_jax.models.attention import portable
 from sam_jax.models.config import SamConfig
-from sam_jax.models.prompt_encoder import DRAWN_LIMIT, DRAWN_SLOPE, Prompts
+from sam_jax.models.prompt_encoder import DRAWN_LIMIT, DRAWN_SLOPE
 from sam_jax.models.quantise import quantise_encoder
-from sam_jax.models.sam import PIXEL_MEAN, PIXEL_STD, SamModel, normalise
-from sam_jax.models.transformer import ImageParts
+from sam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 SLOTS = POINT_SLOTS[:4]
@@ -72,12 +72,12 @@ def write(
     side = sam.config.image_size if image_size is None else image_size
     variables = quantise_encoder(sam.params) if precision == "int8" else sam.params
     flat = {name: np.asarray(x) for name, x in flatten(variables).items()}
-    exported = _programs(sam.config, flat, side, weights == "inside")
     programs = {}
-    for name, make in tqdm(exported.items(), "exporting", leave=False, disable=None):
-        made, inputs, outputs = make()
-        programs[name] = _written(folder / f"{name}.jaxexport", made.serialize())
-        programs[name] |= {"inputs": inputs, "outputs": outputs}
+    chosen = _programs(sam.config, flat, side).items()
+    for name, one in tqdm(chosen, "exporting", leave=False, disable=None):
+        data = _exported(one, flat, weights == "inside").serialize()
+        programs[name] = _written(folder / f"{name}.jaxexport", data)
+        programs[name] |= {"inputs": one.inputs, "outputs": one.outputs}
     stored: dict[str, Any] = {"file": None, "where": weights, "precision": precision}
     if weights == "beside":
         kept = {k: _stored(x, precision) for k, x in flat.items()}
@@ -85,7 +85,7 @@ def write(
         stored |= _hashed(folder / WEIGHTS_FILE)
     if weights != "inside":
         stored["arrays"] = {k: [str(x.dtype), list(x.shape)] for k, x in flat.items()}
-    manifest = _manifest(sam, side) | {"programs": programs, "weights": stored}
+    manifest = described(sam, side) | {"programs": programs, "weights": stored}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     for name in (MODULE, GUIDE):
         source = resources.files("sam_jax.inference.export") / "static" / name
@@ -94,82 +94,41 @@ def write(
     return manifest
 
 
-def _programs(config: SamConfig, flat: dict, side: int, inside: bool) -> dict[str, Any]:
-    """Name -> a function that gives the Exported and the tables of its inputs and outputs."""
-    shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in flat.items()}
-    grid, low, d = side // config.patch_size, 4 * side // config.patch_size, config.embed_dim
-
-    def made(function, inputs, outputs):
-        scope = export.SymbolicScope()
-        arguments = [
-            jax.ShapeDtypeStruct(
-                export.symbolic_shape(",".join(map(str, one["shape"])), scope=scope), one["dtype"]
-            )
-            for one in inputs
-        ]
-
-        def program(variables, *arguments):
-            return function(unflatten(variables), *arguments)
-
-        if inside:
-            program = functools.partial(program, {k: jnp.asarray(x) for k, x in flat.items()})
-        else:
-            arguments = [shapes, *arguments]
-        with portable():
-            result = export.export(jax.jit(program), platforms=PLATFORMS)(*arguments)
-        for one, aval in zip(outputs, result.out_avals, strict=True):
-            one |= {"dtype": str(aval.dtype), "shape": _shape(aval.shape)}
-        return result, inputs, outputs
-
-    features = jax.ShapeDtypeStruct((1, grid, grid, d), jnp.float32)
-    parts = jax.eval_shape(functools.partial(_parts, config), unflatten(shapes), features)
-    shared = [_array(k, x.dtype, _batched(x.shape)) for k, x in parts._asdict().items()]
-
-    def encode(v, images, input_hw):
-        features = _apply(config, v, normalise(images, input_hw), method="encode")
-        return features, *_parts(config, v, features)
-
-    def decode(v, points, labels, features, *parts):
-        prompts, parts = Prompts(points, labels), ImageParts(*parts)
-        return _apply(config, v, features, prompts, parts=parts, method="decode")
-
-    def decode_mask(v, points, labels, features, masks, has_mask):
-        prompts = Prompts(points, labels, masks, has_mask)
-        return _apply(config, v, features, prompts, method="decode")
-
-    image = [
-        _array("images", "uint8", ["b", side, side, 3], "0..255, red, green, blue; see preprocess"),
-        _array("input_hw", "int32", ["b", 2], "height and width of the photo in the frame, pixels"),
-    ]
-    embedded = _array("features", "float32", ["b", grid, grid, d], "the image embedding")
-    masks = [
-        _array("masks", "float32", ["b", "n", low, low], "logits over the whole frame"),
-        _array("has_mask", "bool", ["b", "n"], "which prompts have one"),
-    ]
-    out = [{"name": "logits"}, {"name": "iou", "about": "predicted of each mask"}]
-    found = {"encoder": lambda: made(encode, image, [dict(embedded), *map(dict, shared)])}
+def _programs(config: SamConfig, flat: dict, side: int) -> dict[str, Signature]:
+    """Every program by name."""
+    variables, found = unflatten(flat), {}
     for slots in SLOTS:
-        prompts = [
-            _array("points", "float32", ["b", "n", slots, 2], "x, y in pixels of the frame"),
-            _array("labels", "int32", ["b", "n", slots], "see labels"),
-            embedded,
-        ]
-        found[f"decoder-{slots}"] = functools.partial(
-            made, decode, [*prompts, *shared], [dict(x) for x in out]
-        )
-        masked = [*prompts, *masks]
-        found[f"decoder-mask-{slots}"] = functools.partial(
-            made, decode_mask, masked, [dict(x) for x in out]
-        )
-        # Traced for one prompt its products are put otherwise, and rounded otherwise.
-        single = [x | {"shape": [1 if n == "n" else n for n in x["shape"]]} for x in masked]
-        found[f"decoder-mask-{slots}-single"] = functools.partial(
-            made, decode_mask, single, [dict(x) for x in out]
-        )
+        for name, one in signatures(config, variables, side, slots).items():
+            name = name if name == "encoder" else f"{name}-{slots}"
+            found[name] = one
+            if "mask" in name:  # traced for one prompt its products are put, and rounded, otherwise
+                found[f"{name}-single"] = one.with_sizes(n=1)
     return found
 
 
-def _manifest(sam: Any, side: int) -> dict[str, Any]:
+def _exported(signature: Signature, flat: dict, inside: bool) -> export.Exported:
+    """The program for all platforms and any number of images and prompts."""
+    scope = export.SymbolicScope()
+    arguments = [
+        jax.ShapeDtypeStruct(
+            export.symbolic_shape(",".join(map(str, one["shape"])), scope=scope), one["dtype"]
+        )
+        for one in signature.inputs
+    ]
+
+    def program(variables, *arguments):
+        return signature.function(unflatten(variables), *arguments)
+
+    if inside:
+        program = functools.partial(program, {k: jnp.asarray(x) for k, x in flat.items()})
+    else:
+        shapes = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in flat.items()}
+        arguments = [shapes, *arguments]
+    with portable():
+        return export.export(jax.jit(program), platforms=PLATFORMS)(*arguments)
+
+
+def described(sam: Any, side: int) -> dict[str, Any]:
     """What holds for all programs."""
     config = sam.config
     return {
@@ -180,8 +139,8 @@ def _manifest(sam: Any, side: int) -> dict[str, Any]:
         "image_size": side,
         "patch_size": config.patch_size,
         "preprocess": {
-            "about": "scale the photo so that its longer side is image_size, each side rounded half "
-            "up, by Pillow's bilinear filter; put it at the top left of a frame of zeros",
+            "about": "scale the photo so that its longer side is image_size, each side rounded "
+            "half up, by Pillow's bilinear filter; put it at the top left of a frame of zeros",
             "mean": PIXEL_MEAN,
             "std": PIXEL_STD,
             "normalised": "by the encoder, padding becomes zero after it",
@@ -201,28 +160,6 @@ def _manifest(sam: Any, side: int) -> dict[str, Any]:
         "draw_boxes": [DRAWN_SLOPE, DRAWN_LIMIT] if config.draw_boxes else None,
         "config": dataclasses.asdict(config),
     }
-
-
-def _apply(config: SamConfig, variables, *args, **options):
-    return SamModel(config).apply(variables, *args, **options)
-
-
-def _parts(config: SamConfig, variables, features):
-    return _apply(config, variables, features, method="image_parts")
-
-
-def _array(name: str, dtype, shape: list, about: str = "") -> dict[str, Any]:
-    found = {"name": name, "dtype": str(np.dtype(dtype)), "shape": shape}
-    return found | ({"about": about} if about else {})
-
-
-def _batched(shape: tuple) -> list:
-    """The shape of one image's array, for b of them; what has no image axis stays."""
-    return ["b", *shape[1:]] if len(shape) > 2 else list(shape)
-
-
-def _shape(shape: tuple) -> list:
-    return [n if isinstance(n, int) else str(n) for n in shape]
 
 
 def _stored(array: np.ndarray, precision: Precision) -> np.ndarray:
