@@ -26,6 +26,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes; run with --slow")
     config.addinivalue_line("markers", "torch: compares with the released code in PyTorch")
     config.addinivalue_line("markers", "browser: drives a real Chromium")
+    config.addinivalue_line("markers", "onnx: converts with jax2onnx")
     config.addinivalue_line("markers", "shared: needs the photographs under ../shared/data")
 
 
@@ -41,7 +42,10 @@ def pytest_collection_modifyitems(config, items):
         wanted = [
             item
             for item in items
-            if any(item.get_closest_marker(name) for name in ("slow", "torch", "shared", "browser"))
+            if any(
+                item.get_closest_marker(name)
+                for name in ("slow", "torch", "shared", "browser", "onnx")
+            )
         ]
         config.hook.pytest_deselected(items=[item for item in items if item not in wanted])
         items[:] = wanted

@@ -20,7 +20,7 @@ TIMEOUT = 30.0
 
 
 class Released(NamedTuple):
-    """A released checkpoint."""
+    """A released file."""
 
     url: str
     sha256: str
@@ -49,14 +49,18 @@ RELEASED = {
 
 
 def released_file(name: str) -> Path:
-    """The released file of a model, fetched if it isn't in the cache folder, and checked.
+    """The released file of a model; see `fetched`."""
+    return fetched(RELEASED[name], name)
+
+
+def fetched(released: Released, name: str) -> Path:
+    """A released file, fetched if it isn't in the cache folder, and checked.
 
     What was fetched before a connection broke is kept beside it, and the rest asked for next time.
 
     Raises:
       CheckpointError: it can't be fetched, or isn't what was released.
     """
-    released = RELEASED[name]
     path = cache_folder() / released.file
     if not path.exists():
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import shutil
@@ -21,23 +20,14 @@ from PIL import Image
 from sam_jax.checkpoint.load import save
 from sam_jax.data.store import Store
 from sam_jax.ops.rle import decode
+from tests.engine.browsers import MISSING, make_browser, resize
 from tests.small import reading_sam
 
 pytestmark = pytest.mark.browser
 
-MISSING = [
-    name
-    for name, there in (
-        ("selenium", importlib.util.find_spec("selenium")),
-        ("chromium", shutil.which("chromium")),
-        ("chromedriver", shutil.which("chromedriver")),
-    )
-    if not there
-]
 if MISSING:
     pytest.skip(f"the page's tests need {', '.join(MISSING)}", allow_module_level=True)
 
-from selenium import webdriver  # noqa: E402
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
 from selenium.webdriver.common.actions.action_builder import ActionBuilder  # noqa: E402
 from selenium.webdriver.common.actions.mouse_button import MouseButton  # noqa: E402
@@ -76,25 +66,6 @@ def folder(tmp_path_factory):
     photo.resize(HW[::-1]).save(folder / "a.jpg", quality=95)
     photo.resize(HW[::-1]).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(folder / "b.jpg")
     return folder
-
-
-def make_browser(size=(1280, 720)):
-    """A Chromium without a screen; its inside has that size."""
-    options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    options.binary_location = shutil.which("chromium")
-    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options=options, service=service)
-    resize(browser, *size)
-    return browser
-
-
-def resize(browser, width, height):
-    """Gives the page's inside a size."""
-    outer = browser.execute_script("return [outerWidth - innerWidth, outerHeight - innerHeight]")
-    browser.set_window_size(width + outer[0], height + outer[1])
 
 
 @pytest.fixture(scope="module")

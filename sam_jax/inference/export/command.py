@@ -16,6 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--out", metavar="DIR", help="folder for the programs; it must be new or empty")
     add(
+        "--web",
+        metavar="DIR",
+        help="folder for a page that segments in the browser; it must be new or empty",
+    )
+    add(
         "--model",
         default="tiny",
         metavar="NAME",
@@ -48,21 +53,35 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError, OSError: bad input, in one clear sentence.
     """
-    if not args.out:
-        raise ValueError("--out: expected a folder; give --out DIR")
+    if not args.out and not args.web:
+        raise ValueError("--out: expected a folder; give --out DIR, or --web DIR for a page")
     from sam_jax.checkpoint.load import load
-    from sam_jax.inference.export import onnx_files, programs
+    from sam_jax.inference.export import onnx_files, page, programs
     from sam_jax.inference.predictor import checked_size
     from sam_jax.storage import replacing
 
     sam = load(args.model)
-    side = checked_size(sam.config, args.image_size)
-    with replacing(Path(args.out)) as folder:
-        folder.mkdir()
-        manifest = programs.write(
-            folder, sam, image_size=side, weights=args.weights, precision=args.precision
+    how = {
+        "image_size": checked_size(sam.config, args.image_size),
+        "precision": args.precision,
+    }
+    if args.out:
+        with replacing(Path(args.out)) as folder:
+            folder.mkdir()
+            programs.write(folder, sam, weights=args.weights, **how)
+            if args.onnx:
+                onnx_files.write(folder, sam, **how)
+        print(f"wrote {args.out}, {_megabytes(args.out)}; its README.md says how to use it")
+    if args.web:
+        with replacing(Path(args.web)) as folder:
+            folder.mkdir()
+            page.write(folder, sam, **how)
+        print(
+            f"wrote {args.web}, {_megabytes(args.web)}; look at it with "
+            f"python -m http.server --directory {args.web}"
         )
-        if args.onnx:
-            onnx_files.write(folder, sam, image_size=side, precision=args.precision)
-    total = sum(file.stat().st_size for file in Path(args.out).rglob("*") if file.is_file())
-    print(f"wrote {len(manifest['programs'])} programs to {args.out}, {total / 1e6:.1f} MB in all")
+
+
+def _megabytes(folder: str) -> str:
+    files = [file for file in Path(folder).rglob("*") if file.is_file()]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:.1f} MB"

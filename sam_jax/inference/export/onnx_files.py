@@ -1,4 +1,4 @@
-"""A model as ONNX, for one photo and one prompt: encoder, decoder, and one for prompts with masks."""
+"""A model as ONNX files, each for one photo and one prompt."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def write(
     if weights == "beside":
         kept = {k: _stored(x, precision) for k, x in flat.items()}
         np.savez(folder / WEIGHTS_FILE, **kept)
-        stored |= _hashed(folder / WEIGHTS_FILE)
+        stored |= hashed(folder / WEIGHTS_FILE)
     if weights != "inside":
         stored["arrays"] = {k: [str(x.dtype), list(x.shape)] for k, x in flat.items()}
     manifest = described(sam, side) | {"programs": programs, "weights": stored}
@@ -169,10 +169,10 @@ def _stored(array: np.ndarray, precision: Precision) -> np.ndarray:
 
 def _written(path: Path, data: bytes) -> dict[str, Any]:
     path.write_bytes(data)
-    return _hashed(path)
+    return hashed(path)
 
 
-def _hashed(path: Path) -> dict[str, Any]:
+def hashed(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
