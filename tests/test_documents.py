@@ -1,6 +1,7 @@
 """Every command and every code block of the README and the guides runs."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import os
@@ -129,8 +130,6 @@ def _made(place, text):
 
         clip = word_clip(WORDS)
         model = small_sam(CONFIG.replace(text_width=clip.config.embed_dim))
-        import dataclasses
-
         save(dataclasses.replace(model, text=clip.text_tower()), place / "M.safetensors")
 
 
