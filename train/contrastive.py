@@ -5,8 +5,8 @@ tested where nothing can be fetched: the image tower sees crops of single object
 are trained on (`sam_jax.data.crops`), the text tower phrases of their colour, texture and shape
 (`sam_jax.data.descriptions`).
 
-Seen on two CPU cores, beside other work: 17 minutes for the first stage, after which the right image
-is the likeliest of 128 for 97% of the phrases trained on, and 5 for 1,500 steps of the second.
+Seen on two CPU cores, beside other work: 17 minutes for the first stage, after which the right
+image is the likeliest of 128 for 97% of the phrases trained on; 5 for 1,500 steps of the second.
 """
 
 from __future__ import annotations
