@@ -4,7 +4,6 @@ Needs jax2onnx, selenium, Chromium with its driver, and the network for onnxrunt
 """
 
 import importlib.util
-import time
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ if MISSING:
     pytest.skip(f"the page's tests need {', '.join(MISSING)}", allow_module_level=True)
 
 from selenium.webdriver import ActionChains, Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -91,13 +91,27 @@ def test_pointing_shows_a_mask_and_clicks_keep_it(page, photo):
     )
     assert page.execute_script(painted) > 100
     ActionChains(page).move_to_element_with_offset(canvas, 0, 20).click().perform()
-    for _ in range(100):
-        if page.execute_script("return sam.state.shown && sam.state.points.length === 1"):
-            break
-        time.sleep(0.05)
+    kept = "return sam.state.points.length === 1 && sam.state.shown.points === sam.state.points"
+    WebDriverWait(page, 60).until(lambda page: page.execute_script(kept))
     assert page.find_element("id", "undo").is_enabled()
     page.find_element("tag name", "body").send_keys(Keys.ESCAPE)
     assert page.execute_script("return sam.state.points.length") == 0
+    assert not page.find_element("id", "undo").is_enabled()
+
+
+def test_what_was_cleared_does_not_come_back(page, photo):
+    open_photo(page, photo)
+    canvas = page.find_element("id", "mask")
+    ActionChains(page).move_to_element_with_offset(canvas, 0, 20).click().send_keys(
+        Keys.ESCAPE
+    ).perform()
+    call(page, "await sam.ask([[250, 200, 1]])")  # answered after what was asked before
+    assert page.execute_script("return sam.state.shown") is None
+
+
+def test_dragging_draws_a_box(page, photo):
+    open_photo(page, photo)
+    canvas = page.find_element("id", "mask")
     ActionChains(page).move_to_element_with_offset(
         canvas, -100, -80
     ).click_and_hold().move_by_offset(200, 170).release().perform()

@@ -80,10 +80,11 @@ async function ask(points, box = null, size = null, candidate = null) {
 }
 
 let wanted = null, busy = false;
+let since = 0; // how often everything was cleared: an answer from before that is not shown
 
 /** Shows the mask of the newest of the prompts that came while the last one was computed. */
 async function show(points, box) {
-  wanted = { points, box };
+  wanted = { points, box, since };
   if (busy) return;
   busy = true;
   while (wanted && state.ready) {
@@ -91,7 +92,9 @@ async function show(points, box) {
     wanted = null;
     try {
       const size = [$("mask").height, $("mask").width];
-      state.shown = { ...now, ...(await ask(now.points, now.box, size, state.candidate)) };
+      const answer = await ask(now.points, now.box, size, state.candidate);
+      if (now.since !== since) continue;
+      state.shown = { ...now, ...answer };
       draw();
       say(`${Math.round(middle(times))} ms a mask, predicted IoU `
         + state.shown.scores.map((s) => s.toFixed(2)).join(" / "));
@@ -115,7 +118,6 @@ function draw() {
     button.onclick = () => choose(k);
     return button;
   }));
-  for (const name of ["undo", "clear"]) $(name).disabled = !state.points.length && !state.box;
   $("save").disabled = !shown;
   if (!shown || shown.size[0] !== canvas.height || shown.size[1] !== canvas.width) return;
   const [height, width] = shown.size, picture = context.createImageData(width, height);
@@ -149,7 +151,10 @@ function outline([x0, y0, x1, y1]) {
 }
 
 function again() {
-  if (state.points.length || state.box) return show(state.points, state.box);
+  const empty = !state.points.length && !state.box;
+  for (const name of ["undo", "clear"]) $(name).disabled = empty;
+  if (!empty) return show(state.points, state.box);
+  since += 1;
   state.shown = wanted = null;
   draw();
 }
