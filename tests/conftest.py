@@ -27,6 +27,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "torch: compares with the released code in PyTorch")
     config.addinivalue_line("markers", "browser: drives a real Chromium")
     config.addinivalue_line("markers", "onnx: converts with jax2onnx")
+    config.addinivalue_line("markers", "optimised: compiled as users' programs are")
     config.addinivalue_line("markers", "shared: needs the photographs under ../shared/data")
 
 
@@ -69,12 +70,31 @@ def pytest_runtest_setup(item):
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Compiled programs are kept between tests (and between runs where the cache folder is)."""
-    folder = os.environ.get("SAM_JAX_TEST_CACHE") or tmp_path_factory.mktemp("xla")
+    """Compiled programs are kept between tests, by all workers in one folder.
+
+    They are kept between runs too where SAM_JAX_TEST_CACHE names that folder.
+    """
+    folder = os.environ.get("SAM_JAX_TEST_CACHE")
+    if not folder:
+        folder = tmp_path_factory.getbasetemp()
+        folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_in_a_hurry(request):
+    """Compiling takes longer than computing here, so most modules leave XLA's optimisations out.
+
+    Those with the mark `optimised` compile as users do: where numbers are compared to the digit,
+    and where programs that another process compiles have to be the same.
+    """
+    hurry = request.node.get_closest_marker("optimised") is None
+    if hurry != jax.config.values["jax_disable_most_optimizations"]:
+        jax.clear_caches()
+        jax.config.update("jax_disable_most_optimizations", hurry)
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from tests.benchmarks.cases import COMPILED, OURS, RELEASED, Case, Result, cpu_c
 from tests.benchmarks.options import Options, stage_options
 from tests.benchmarks.roofline import flops, least_bytes
 
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -14,6 +14,8 @@ from sam_jax.checkpoint.load import save
 from sam_jax.models.config import CONFIGS, VIT_B
 from tests.small import CONFIG, photo, small_sam, variables
 
+pytestmark = pytest.mark.optimised
+
 SIZES = {"landscape": (90, 170), "portrait": (201, 133), "tiny": (5, 7), "square": (64, 64)}
 
 

@@ -23,14 +23,14 @@ from sam_jax.data.sources import Record, RecordError, Source
 from sam_jax.inference.text import crop_embedder
 from sam_jax.ops.rle import decode
 from sam_jax.training.config import TextConfig
-from train.blended_crops import blends
+from train.blended_crops import Pool, blends
 from train.embeddings import files_digest
 
 DTYPE = np.float16
 FLUSH_EVERY = 8
 """Records that are in memory with their crops, and between two moments from which an interrupted
 run can go on."""
-POOL = 1024
+POOL = 2048
 """Crops, of all, that means are made of."""
 RULES = 1
 """Of how crops are drawn and embedded; another number where they change."""
@@ -60,7 +60,7 @@ class CroppedSource:
         self.source, self.text, self.seed = source, text, seed
         self._embeddings, self._ends = embeddings, np.concatenate([[0], ends])
         chosen = np.random.default_rng(seed).permutation(len(embeddings))[:POOL]
-        self._pool = embeddings[np.sort(chosen), 0].astype(np.float32)
+        self._pool = Pool(embeddings[np.sort(chosen), 0])
 
     def __len__(self) -> int:
         return len(self.source)

@@ -80,13 +80,13 @@ def starting_point(
         if clip is not None and config.model.text_width != clip.config.embed_dim:
             config = _with_text(config, clip)
             key = jax.random.key(config.seed)
-            fresh = jax.jit(lambda key: sam_model.init(config.model, key))(key)["params"]
+            fresh = sam_model.init(config.model, key)["params"]
             prompts = variables["params"]["prompt_encoder"]
             prompts = prompts | {"text_proj": fresh["prompt_encoder"]["text_proj"]}
             variables["params"] = variables["params"] | {"prompt_encoder": prompts}
     else:
         key = jax.random.key(config.seed)
-        variables = jax.jit(lambda key: sam_model.init(config.model, key))(key)
+        variables = sam_model.init(config.model, key)
         if config.structured_start:
             variables = structured_start(variables, config.model)
     size = config.model.image_size

@@ -9,6 +9,7 @@ the pooled state [B, D] before its projection.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -357,6 +358,7 @@ def unit_length(x: jax.Array) -> jax.Array:
     return x * jax.lax.rsqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny))
 
 
+@functools.partial(jax.jit, static_argnums=(0, 2))
 def init_clip(config: ClipConfig, key: jax.Array, text_tower_only: bool = False) -> dict:
     """Fresh {"params"} of a model, or of its text tower; `jax.eval_shape` of it gives the shapes.
 

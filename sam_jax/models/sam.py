@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -82,6 +84,7 @@ class SamModel(nn.Module):
         return self.decode(self.encode(images, train), prompts, train)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def init(config: SamConfig, key: jax.Array) -> dict:
     """Fresh variables {"params", "buffers"} of a model; `jax.eval_shape` of it gives the shapes.
 

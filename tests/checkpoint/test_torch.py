@@ -13,7 +13,7 @@ from sam_jax.models.prompt_encoder import Prompts
 from sam_jax.models.sam import SamModel
 from tests.checkpoint.common import ODD, assert_same_bits, random_sam
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.optimised]
 
 CONFIG = ODD.replace(encoder_depth=2, embed_dim=32, mask_channels=8, decoder_heads=8)
 

@@ -23,10 +23,13 @@ from sam_jax.models.quantise import quantise_encoder
 from sam_jax.models.sam import SamModel, normalise
 from tests.small import CONFIG, photo, small_sam
 
+pytestmark = pytest.mark.optimised
+
 pytest.importorskip("flatbuffers", reason="exported programs are written with flatbuffers")
 
 ALONE = """
 import importlib.machinery, importlib.metadata, sys
+
 KNOWN = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy"}
 OTHERS = {"sam_jax", *importlib.metadata.packages_distributions()} - KNOWN
 class Closed:

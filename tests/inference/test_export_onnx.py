@@ -13,7 +13,7 @@ from sam_jax.inference.predictor import Predictor, frames
 from sam_jax.models.quantise import quantise_encoder
 from tests.small import CONFIG, photo, small_sam
 
-pytestmark = pytest.mark.onnx
+pytestmark = [pytest.mark.onnx, pytest.mark.optimised]
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs onnxruntime and jax2onnx")
 pytest.importorskip("jax2onnx", reason="needs jax2onnx: pip install 'sam_jax[onnx]'")
 

@@ -14,7 +14,7 @@ from sam_jax import cli
 from tests.engine.browsers import MISSING, call, wait
 from tests.inference.exported_page import open_photo, opened
 
-pytestmark = [pytest.mark.browser, pytest.mark.onnx]
+pytestmark = [pytest.mark.browser, pytest.mark.onnx, pytest.mark.optimised]
 
 MISSING = [*MISSING, *(["jax2onnx"] if importlib.util.find_spec("jax2onnx") is None else [])]
 if MISSING:

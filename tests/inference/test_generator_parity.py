@@ -11,7 +11,7 @@ from sam_jax.checkpoint.pth import write_pth
 from sam_jax.data.images import read_image
 from sam_jax.inference.generator import MaskGenerator
 
-pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.slow]
+pytestmark = [pytest.mark.torch, pytest.mark.shared, pytest.mark.slow, pytest.mark.optimised]
 
 PHOTOS = (
     "coco_cc/coco_000000005001.jpg",

@@ -11,6 +11,8 @@ from sam_jax.inference.predictor import Predictor
 from sam_jax.ops.rle import decode
 from tests.conftest import SHARED
 
+pytestmark = pytest.mark.optimised
+
 PRECISIONS = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"encoder_weights": "int8"},

@@ -13,6 +13,8 @@ from sam_jax.inference.predictor import Predictor
 from sam_jax.ops.masks import upscale_masks
 from tests.small import CONFIG, photo, reading_sam, small_sam
 
+pytestmark = pytest.mark.optimised
+
 H, W = 45, 80
 
 

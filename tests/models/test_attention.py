@@ -26,6 +26,8 @@ from sam_jax.models.attention import (
     relative_table,
 )
 
+pytestmark = pytest.mark.optimised
+
 ROOT = Path(__file__).parents[2]
 FORMS = {
     "folded": _folded,

@@ -27,6 +27,8 @@ from sam_jax.models.clip import (
 from tests.clips import SMALL, images, random_params, reference
 from tests.models.stages import difference
 
+pytestmark = pytest.mark.optimised
+
 TOLERANCE = 1e-4  # relative, float32
 OLD = SMALL.replace(
     image=TowerConfig(24, 2, 3, 40, "gelu", norm_eps=1e-3),

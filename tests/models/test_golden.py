@@ -11,6 +11,8 @@ from tests.golden.make import FOLDER, SMALL
 from tests.models.stages import KINDS, difference, image, to_prompts, user_prompt
 from tests.weights import lively_variables
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope="module")
 def golden():

@@ -6,7 +6,7 @@ import pytest
 
 from tests.models.stages import KINDS
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.optimised]
 TOLERANCE = 1e-4  # relative, float32
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_l", "vit_h")]
 

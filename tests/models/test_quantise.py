@@ -14,6 +14,8 @@ from sam_jax.inference.predictor import Predictor
 from sam_jax.models.quantise import LAYERS, is_quantised, quantise_encoder
 from tests.benchmarks.options import photo_of
 
+pytestmark = pytest.mark.optimised
+
 
 @pytest.fixture(scope="module")
 def rounded():

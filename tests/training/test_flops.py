@@ -19,6 +19,8 @@ from sam_jax.training.flops import decoder_flops, encoder_flops, step_flops
 from sam_jax.training.step import batch_loss
 from tests.training.test_step import SMALL
 
+pytestmark = pytest.mark.optimised
+
 WIDE = SamConfig(
     256, 2, 4, (1,), image_size=128, window_size=5, embed_dim=64, decoder_mlp_width=128
 )

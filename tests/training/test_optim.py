@@ -66,7 +66,7 @@ def test_what_is_decayed():
 def test_adamw_step_by_step():
     """Against AdamW (Loshchilov and Hutter 2019) written out for each tensor in float64."""
     config = OptimConfig(lr=1e-2, warmup=2, schedule="cosine", layer_decay=0.5, weight_decay=0.1)
-    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    params = init(SMALL, jax.random.key(0))["params"]
     optimizer, total = make_optimizer(config, SMALL, 10), 10
     state, rate = optimizer.init(params), learning_rate(config, total)
     expected = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
@@ -104,7 +104,7 @@ def test_adamw_is_that_of_torch():
     import torch
 
     config = OptimConfig(lr=1e-2, warmup=4, milestones=(0.6, 0.8), layer_decay=0.8)
-    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    params = init(SMALL, jax.random.key(0))["params"]
     optimizer, total = make_optimizer(config, SMALL, 12), 12
     state, rate = optimizer.init(params), learning_rate(config, total)
     update = jax.jit(optimizer.update)
@@ -130,7 +130,7 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_takes_the_rest():
     config = OptimConfig(
         name="muon", lr=1e-3, muon_lr=4e-3, warmup=1, layer_decay=1.0, weight_decay=0.0
     )
-    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    params = init(SMALL, jax.random.key(0))["params"]
     grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(p.size), p.shape), params)
     optimizer = make_optimizer(config, SMALL, 10)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -151,7 +151,7 @@ def test_muon_steps_along_orthogonal_matrices_and_adam_takes_the_rest():
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_frozen_parts_stay(name):
     config = OptimConfig(name=name, frozen=("image_encoder/patch_embed/*", "*/iou_token"), warmup=1)
-    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    params = init(SMALL, jax.random.key(0))["params"]
     grads = jax.tree.map(jnp.ones_like, params)
     optimizer = make_optimizer(config, SMALL, 10)
     updates, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -164,6 +164,6 @@ def test_frozen_parts_stay(name):
 
 
 def test_a_pattern_that_matches_nothing_is_an_error():
-    params = jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))["params"]
+    params = init(SMALL, jax.random.key(0))["params"]
     with pytest.raises(ValueError, match=r"optim.frozen: .*'image_encodr/\*'"):
         make_optimizer(OptimConfig(frozen=("image_encodr/*",)), SMALL, 10).init(params)

@@ -27,7 +27,7 @@ SMALL = SamConfig(
 
 @pytest.fixture(scope="module")
 def fresh():
-    return jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))
+    return init(SMALL, jax.random.key(0))
 
 
 def test_patches_are_orthogonal_frequencies():

@@ -66,7 +66,7 @@ def make_batch(seed: int = 0) -> dict:
 
 @pytest.fixture(scope="module")
 def variables():
-    return jax.jit(lambda key: init(SMALL, key))(jax.random.key(0))
+    return init(SMALL, jax.random.key(0))
 
 
 GRADIENT = jax.jit(jax.value_and_grad(batch_loss, has_aux=True), static_argnums=(4, 5, 6))
