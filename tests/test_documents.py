@@ -122,7 +122,7 @@ def _made(place, text):
 
     pth = place / "sam_vit_b_01ec64.pth"
     if pth.name in text and not pth.exists():
-        variables = jax.jit(functools.partial(init, VIT_B))(jax.random.key(0))
+        variables = init(VIT_B, jax.random.key(0))
         save(Sam(SamModel(VIT_B), variables, VIT_B, "vit_b"), pth)
     if "M.safetensors" in text and not (place / "M.safetensors").exists():
         from tests.clips import word_clip
@@ -140,8 +140,16 @@ WITH_PYTHON = [
 ]
 
 
+def grouped(document):
+    """Tests of one document share a folder, so one worker runs them all."""
+    return pytest.mark.xdist_group(document.name)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(document, id=document.name, marks=grouped(document)) for document in WITH_PYTHON],
+)
 def test_python_blocks_run_one_after_the_other(document, places, monkeypatch):
     place = places(document)
     found = [block for block in blocks(document) if code(block) and not block.reason]
@@ -155,7 +163,7 @@ def test_python_blocks_run_one_after_the_other(document, places, monkeypatch):
 
 
 COMMANDS = [
-    pytest.param(block, id=block.name)
+    pytest.param(block, id=block.name, marks=grouped(block.document))
     for block in BLOCKS
     if block.language in ("sh", "") and not block.reason
 ]
@@ -182,6 +190,8 @@ def run(command, place, server=False):
         "JAX_PLATFORMS": "cpu",
         "PYTHONUNBUFFERED": "1",
     }
+    if "-m train" in command:  # compiling takes longer than the few steps
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     command = command.replace("sam-jax ", f"{sys.executable} -m sam_jax ", 1)
     if server and "annotate" in command:
         command += " --port 0 --no-browser"
