@@ -117,6 +117,8 @@ def test_dragging_draws_a_box(page, photo):
     ).click_and_hold().move_by_offset(200, 170).release().perform()
     x0, y0, x1, y1 = page.execute_script("return sam.state.box")
     assert 0 < x0 < x1 < 501 and 0 < y0 < y1 < 377
+    shown = "return sam.state.shown && sam.state.shown.box === sam.state.box"
+    WebDriverWait(page, 60).until(lambda page: page.execute_script(shown))
 
 
 def test_what_is_no_picture_is_said(page):
