@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -94,6 +95,8 @@ def compiled_in_a_hurry(request):
     hurry = request.node.get_closest_marker("optimised") is None
     if hurry != jax.config.values["jax_disable_most_optimizations"]:
         jax.clear_caches()
+        if compiled := sys.modules.get("sam_jax.inference.compiled"):
+            compiled._executables.clear()
         jax.config.update("jax_disable_most_optimizations", hurry)
 
 
