@@ -29,7 +29,6 @@ pytest.importorskip("flatbuffers", reason="exported programs are written with fl
 
 ALONE = """
 import importlib.machinery, importlib.metadata, sys
-
 KNOWN = {"jax", "jaxlib", "numpy", "ml_dtypes", "opt_einsum", "scipy"}
 OTHERS = {"sam_jax", *importlib.metadata.packages_distributions()} - KNOWN
 class Closed:

@@ -144,7 +144,7 @@ def _longer(steps: int) -> Stage:
 
 
 def test_a_batch_in_parts_gives_the_gradients_of_its_parts():
-    variables = jax.jit(functools.partial(init, MODEL))(jax.random.key(0))
+    variables = init(MODEL, jax.random.key(0))
     params, buffers, batch = variables["params"], variables["buffers"], make_batch(0)
     config = dataclasses.replace(CONFIG, devices=DevicesConfig(accumulate=2))
     model, key = SamModel(MODEL), jax.random.key(5)
