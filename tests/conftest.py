@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -85,6 +86,19 @@ def compilation_cache(tmp_path_factory):
     yield
 
 
+compile_options = compiler.get_compile_options
+
+
+def hurried_options(*args, **kwargs):
+    """XLA's options with its older code generation, which takes two thirds of the time."""
+    options = compile_options(*args, **kwargs)
+    options.env_option_overrides = [
+        *options.env_option_overrides,
+        ("xla_cpu_use_fusion_emitters", False),
+    ]
+    return options
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled_in_a_hurry(request):
     """Compiling takes longer than computing here, so most modules leave XLA's optimisations out.
@@ -98,6 +112,18 @@ def compiled_in_a_hurry(request):
         if compiled := sys.modules.get("sam_jax.inference.compiled"):
             compiled._executables.clear()
         jax.config.update("jax_disable_most_optimizations", hurry)
+        compiler.get_compile_options = hurried_options if hurry else compile_options
+
+
+def hurried() -> dict[str, str]:
+    """The same for a process that a test starts: what to put into its environment."""
+    return {
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
 
 
 @pytest.fixture(scope="session")

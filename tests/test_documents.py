@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import hurried
 from tests.documents import DOCUMENTS, ROOT, blocks
 
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
@@ -191,7 +192,7 @@ def run(command, place, server=False):
         "PYTHONUNBUFFERED": "1",
     }
     if "-m train" in command:  # compiling takes longer than the few steps
-        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        environment |= hurried()
     command = command.replace("sam-jax ", f"{sys.executable} -m sam_jax ", 1)
     if server and "annotate" in command:
         command += " --port 0 --no-browser"

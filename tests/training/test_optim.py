@@ -24,6 +24,7 @@ SMALL = SamConfig(
     image_size=32,
     window_size=2,
     embed_dim=16,
+    decoder_depth=1,
     decoder_heads=2,
     decoder_mlp_width=16,
     iou_head_width=16,

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from tests.training.test_train import ROOT, command, environment
+from tests.training.test_train import ROOT, command, environment, run
 
 STEPS = ["--log-every", "1", "--optim.warmup", "250", "--optim.schedule", "step"]
 
@@ -25,7 +25,7 @@ def start(tmp_path, name: str, number: int, port: int, *more):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment(tmp_path) | {"JAX_NUM_CPU_DEVICES": "2"},
+        env=environment() | {"JAX_NUM_CPU_DEVICES": "2"},
     )
 
 
@@ -44,13 +44,7 @@ def losses(tmp_path, name: str) -> list[float]:
 @pytest.mark.slow
 def test_two_processes_are_one_run(tmp_path):
     stages = ["--stages.0.steps", "20", "--stages.0.batch-size", "4"]
-    single = subprocess.run(
-        command(tmp_path, "--workdir", str(tmp_path / "one"), *STEPS, *stages),
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    single = run(tmp_path, "--workdir", str(tmp_path / "one"), *STEPS, *stages)
     assert single.returncode == 0, single.stderr
     port = free_port()
     both = [start(tmp_path, "two", k, port, "--devices.fsdp", "2", *stages) for k in range(2)]
@@ -71,12 +65,6 @@ def test_two_processes_are_one_run(tmp_path):
     assert [process.returncode for process in both] == [130, 130], outs
     stopped = len(losses(tmp_path, "cut"))
     assert 3 < stopped < 20 and f"stopped at step {stopped}" in outs[0]
-    rest = subprocess.run(
-        command(tmp_path, "--workdir", str(tmp_path / "cut"), *STEPS, *stages),
-        cwd=ROOT,
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    rest = run(tmp_path, "--workdir", str(tmp_path / "cut"), *STEPS, *stages)
     assert rest.returncode == 0 and f"going on from step {stopped}" in rest.stdout, rest.stderr
     np.testing.assert_allclose(losses(tmp_path, "cut"), one, rtol=0, atol=1e-5)

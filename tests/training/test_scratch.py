@@ -19,6 +19,7 @@ SMALL = SamConfig(
     patch_size=8,
     window_size=4,
     embed_dim=16,
+    decoder_depth=1,
     decoder_heads=2,
     decoder_mlp_width=16,
     iou_head_width=16,

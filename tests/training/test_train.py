@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import hurried
+
 ROOT = Path(__file__).parents[2]
 CONFIG = """
 from sam_jax.models.config import SamConfig
@@ -19,7 +21,7 @@ from sam_jax.training.config import OptimConfig, PromptConfig, Stage, TrainConfi
 
 def config():
     model = SamConfig(16, 1, 2, (0,), image_size=64, patch_size=16, window_size=3, embed_dim=16,
-                      decoder_heads=2, decoder_mlp_width=16, iou_head_width=16)
+                      decoder_depth=1, decoder_heads=2, decoder_mlp_width=16, iou_head_width=16)
     return TrainConfig(
         name="small", model=model, data_root="none", scenes=1.0, log_every=2, save_every=4,
         stages=(Stage(12, 64, 2, 2, 1, 0),),
@@ -33,15 +35,8 @@ def command(tmp_path, *more):
     return [sys.executable, "-m", "train", "--config", str(tmp_path / "config.py"), *more]
 
 
-def environment(tmp_path):
-    """The runs of one test share what they compile."""
-    cache = {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "xla"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling takes longer than training here
-    }
-    return os.environ | cache | {"PYTHONUNBUFFERED": "1"}
+def environment():
+    return os.environ | hurried() | {"PYTHONUNBUFFERED": "1"}
 
 
 def run(tmp_path, *more, **kwargs):
@@ -51,7 +46,7 @@ def run(tmp_path, *more, **kwargs):
         capture_output=True,
         text=True,
         timeout=580,
-        env=environment(tmp_path),
+        env=environment(),
         **kwargs,
     )
 
@@ -108,7 +103,7 @@ def start(tmp_path, *more):
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment(tmp_path),
+        env=environment(),
     )
 
 
