@@ -141,15 +141,10 @@ WITH_PYTHON = [
 ]
 
 
-def grouped(document):
-    """Tests of one document share a folder, so one worker runs them all."""
-    return pytest.mark.xdist_group(document.name)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "document",
-    [pytest.param(document, id=document.name, marks=grouped(document)) for document in WITH_PYTHON],
+    [pytest.param(document, id=document.name) for document in WITH_PYTHON],
 )
 def test_python_blocks_run_one_after_the_other(document, places, monkeypatch):
     place = places(document)
@@ -164,7 +159,7 @@ def test_python_blocks_run_one_after_the_other(document, places, monkeypatch):
 
 
 COMMANDS = [
-    pytest.param(block, id=block.name, marks=grouped(block.document))
+    pytest.param(block, id=block.name)
     for block in BLOCKS
     if block.language in ("sh", "") and not block.reason
 ]

@@ -26,13 +26,19 @@ class Pair(NamedTuple):
     embedding: Any
 
 
-def make_pair(name: str) -> Pair:
-    """The released model of that name ("small" is the golden tests'), its encoder run."""
+def make_pair(name: str, depth: int | None = None) -> Pair:
+    """The released model of that name ("small" is the golden tests'), its encoder run.
+
+    With a `depth`, its first blocks alone.
+    """
     import torch
 
     from tests.reference import build_reference, lively, state
 
     config = {"small": SMALL, **CONFIGS}[name]
+    if depth is not None:
+        blocks = tuple(i for i in config.global_blocks if i < depth)
+        config = config.replace(encoder_depth=depth, global_blocks=blocks)
     reference = lively(build_reference(config), seed=1)
     x, blocks = image(config), {}
     for i, block in enumerate(reference.image_encoder.blocks):

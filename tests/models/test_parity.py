@@ -6,16 +6,19 @@ import pytest
 
 from tests.models.stages import KINDS
 
-pytestmark = [pytest.mark.torch, pytest.mark.optimised, pytest.mark.xdist_group("parity")]
+pytestmark = [pytest.mark.torch, pytest.mark.optimised]
 TOLERANCE = 1e-4  # relative, float32
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("vit_l", "vit_h")]
+DEPTH = {"vit_l": 8, "vit_h": 8}
+"""A third or a quarter of the blocks, a global one among them: `python -m tests.models.parity` runs
+all, for the README, in minutes and 10 GB."""
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in DEPTH]
 
 
 @pytest.fixture(scope="module")
 def pair(request):
     from tests.models.parity import make_pair
 
-    return make_pair(request.param)
+    return make_pair(request.param, DEPTH.get(request.param))
 
 
 @pytest.mark.parametrize("pair", ["small", "vit_b", *SLOW], indirect=True)

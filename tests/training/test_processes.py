@@ -56,7 +56,7 @@ def test_two_processes_are_one_run(tmp_path):
     np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
 
     port = free_port()
-    both = [start(tmp_path, "cut", k, port, *stages) for k in range(2)]
+    both = [start(tmp_path, "cut", k, port, "--devices.fsdp", "2", *stages) for k in range(2)]
     for line in both[0].stdout:
         if line.startswith("step 3/"):
             both[1].send_signal(signal.SIGTERM)  # one is told, both stop

@@ -368,7 +368,8 @@ def test_contrastive_batches_pair_crops_with_true_phrases():
 def test_a_tiny_clip_is_trained_and_opens(tmp_path, capsys):
     from sam_jax.checkpoint.clip import load_clip
 
-    assert run(ContrastiveConfig(str(tmp_path), steps=2, batch_size=4, scenes=3, tested=2)) == 0
+    small = dict(steps=2, text_steps=2, batch_size=4, scenes=3, tested=2)
+    assert run(ContrastiveConfig(str(tmp_path), **small)) == 0
     said = capsys.readouterr().out
     assert "step 2 of 2: loss" in said and "objects of new scenes, the phrase that" in said
     clip = load_clip(tmp_path / "clip.safetensors")
