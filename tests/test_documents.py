@@ -21,6 +21,7 @@ from PIL import Image
 from tests.conftest import hurried
 from tests.documents import DOCUMENTS, ROOT, blocks
 
+pytestmark = pytest.mark.optimised  # the masks of a whole photo take longer than compiling
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 SMALL = {
     "train --config configs/finetune.py": "--stages.0.steps 1 --stages.0.batch-size 2",
