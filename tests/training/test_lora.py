@@ -24,8 +24,8 @@ def test_the_default_adapts_attention_of_encoder_and_decoder(params):
     assert "mask_decoder/transformer/layer_0/token_to_image/v_proj/kernel" in paths
     assert "mask_decoder/transformer/final_attn/out_proj/kernel" in paths
     assert all("/attn" in path or "_proj/" in path for path in paths)
-    # 2 blocks of 2; 2 layers of 3 attentions of 4, and the final one's 4
-    assert len(paths) == 2 * 2 + 2 * 3 * 4 + 4
+    # 2 blocks of 2; layers of 3 attentions of 4, and the final one's 4
+    assert len(paths) == 2 * 2 + SMALL.decoder_depth * 3 * 4 + 4
 
 
 def test_fresh_adapters_change_nothing(params):
