@@ -90,7 +90,11 @@ compile_options = compiler.get_compile_options
 
 
 def hurried_options(*args, **kwargs):
-    """XLA's options with its older code generation, which takes two thirds of the time."""
+    """XLA's options with its older code generation, which takes two thirds of the time.
+
+    JAX's own names have no door for an option of all programs; XLA_FLAGS would hold for the modules
+    with the mark `optimised` too.
+    """
     options = compile_options(*args, **kwargs)
     options.env_option_overrides = [
         *options.env_option_overrides,
@@ -104,7 +108,8 @@ def compiled_in_a_hurry(request):
     """Compiling takes longer than computing here, so most modules leave XLA's optimisations out.
 
     Those with the mark `optimised` compile as users do: where numbers are compared to the digit,
-    and where programs that another process compiles have to be the same.
+    where programs that another process compiles have to be the same, and where computing does take
+    longer.
     """
     hurry = request.node.get_closest_marker("optimised") is None
     if hurry != jax.config.values["jax_disable_most_optimizations"]:
@@ -119,7 +124,7 @@ def hurried() -> dict[str, str]:
     """The same for a process that a test starts: what to put into its environment."""
     return {
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",

@@ -143,10 +143,7 @@ WITH_PYTHON = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "document",
-    [pytest.param(document, id=document.name) for document in WITH_PYTHON],
-)
+@pytest.mark.parametrize("document", WITH_PYTHON, ids=lambda path: path.name)
 def test_python_blocks_run_one_after_the_other(document, places, monkeypatch):
     place = places(document)
     found = [block for block in blocks(document) if code(block) and not block.reason]
@@ -159,15 +156,11 @@ def test_python_blocks_run_one_after_the_other(document, places, monkeypatch):
             exec(compile(block.text, block.name, "exec"), names)
 
 
-COMMANDS = [
-    pytest.param(block, id=block.name)
-    for block in BLOCKS
-    if block.language in ("sh", "") and not block.reason
-]
+COMMANDS = [block for block in BLOCKS if block.language in ("sh", "") and not block.reason]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", COMMANDS)
+@pytest.mark.parametrize("block", COMMANDS, ids=lambda block: block.name)
 def test_commands_run(block, places):
     place = places(block.document)
     for command in block.commands:

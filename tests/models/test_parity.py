@@ -9,8 +9,8 @@ from tests.models.stages import KINDS
 pytestmark = [pytest.mark.torch, pytest.mark.optimised]
 TOLERANCE = 1e-4  # relative, float32
 DEPTH = {"vit_l": 8, "vit_h": 8}
-"""A third or a quarter of the blocks, a global one among them: `python -m tests.models.parity` runs
-all, for the README, in minutes and 10 GB."""
+"""A third or a quarter of the blocks, a global one among them; all of them take minutes, by
+`python -m tests.models.parity`."""
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in DEPTH]
 
 
