@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from sam_jax.models import attention_gpu, attention_tpu
+from sam_jax.models import attention_cpu, attention_gpu, attention_tpu
 from sam_jax.ops.resize import resize_axis
 
 FOLD_LIMIT = 1024
@@ -178,10 +178,7 @@ def _softmax_values(scores, v, precision):
 
 
 def _by_heads_and_rows(q, k, v, rel_h, rel_w, precision, rows: int = 4):
-    """A few image rows of queries of one head of one image at a time: what a CPU's cache holds.
-
-    The backward pass computes the scores again and never holds them all.
-    """
+    """A few image rows of queries of one head of one image at a time (`attention_cpu`)."""
     b, h, w, n, d = q.shape
     while h % rows:
         rows -= 1
@@ -189,26 +186,17 @@ def _by_heads_and_rows(q, k, v, rel_h, rel_w, precision, rows: int = 4):
     by_row = relative_table(rel_h, h).astype(q.dtype)
     by_column = offset_table(rel_w, w)[::-1].astype(q.dtype)
 
+    @functools.partial(jax.checkpoint, prevent_cse=False)
     def head(args):
         q, k, v = args
         bias_h = product("hwd,hkd->hwk", q, by_row)
         bias_w = _shifted(product("hwd,od->hwo", q, by_column))
-        k, v = (x.reshape(h * w, -1) for x in (k, v))
-        # A column of ones sums the weights: a pass less over what is too large for the cache.
-        v = jnp.concatenate([v, jnp.ones((h * w, 1), v.dtype)], -1)
-
-        @functools.partial(jax.checkpoint, prevent_cse=False)
-        def block(args):
-            q, bias_h, bias_w = args
-            scores = product("qd,kd->qk", q, k).reshape(-1, h, w)
-            scores += bias_h[..., None] + bias_w[:, None]
-            most = jax.lax.stop_gradient(scores.max((1, 2), keepdims=True))
-            weights = jnp.exp(scores - most).astype(v.dtype)
-            out = product("qk,kd->qd", weights.reshape(-1, h * w), v)
-            return (out[:, :-1] / out[:, -1:]).astype(v.dtype)
-
-        blocks = [x.reshape(h // rows, rows * w, -1) for x in (q * d**-0.5, bias_h, bias_w)]
-        return jax.lax.map(block, blocks).reshape(h, w, d)
+        k, v = (x.reshape(h * w, d) for x in (k, v))
+        q, bias_h, bias_w = (
+            x.reshape(h // rows, rows * w, -1) for x in (q * d**-0.5, bias_h, bias_w)
+        )
+        out = attention_cpu.attend(q, k, v, bias_h, bias_w, precision)
+        return out.reshape(h, w, d)
 
     heads = [x.transpose(0, 3, 1, 2, 4).reshape(b * n, h, w, d) for x in (q, k, v)]
     return jax.lax.map(head, heads).reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)

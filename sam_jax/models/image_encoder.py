@@ -61,7 +61,8 @@ class Attention(nn.Module):
             for axis in "hw"
         ]
         qkv = kept(dense(c, 3 * width, "qkv")(x)).reshape(b, h, w, 3, c.encoder_heads, c.head_dim)
-        q, k, v = (qkv[:, :, :, i] for i in range(3))
+        # Not by indices: their gradients would be padded and added.
+        q, k, v = (part.squeeze(3) for part in jnp.split(qkv, 3, 3))
         out = kept(rel_pos_attention(q, k, v, *tables, precision=precision(c)))
         return kept(dense(c, width, "proj")(out.reshape(b, h, w, width)))
 
