@@ -39,7 +39,8 @@ RULES = 1
 class CroppedSource:
     """A source whose records have "texts" besides: float16 [masks, V + B, T], crops' embeddings.
 
-    Its records have the masks that are large enough and no others.
+    "looks" float32 [masks, T] are their own crops' means, of length 1. Its records have the masks
+    that are large enough and no others.
 
     Args:
       source: the records.
@@ -77,11 +78,13 @@ class CroppedSource:
             raise RecordError(f"{record.get('name', index)}: could not be read when embedding")
         rles = [record["rles"][number] for number in chosen]
         texts = np.asarray(self._embeddings[first:end])
+        looks = texts.astype(np.float32).mean(1)
+        looks /= np.linalg.norm(looks, axis=-1, keepdims=True)
         if self.text.blends:
             rng = np.random.default_rng([self.seed, index])
             means = blends(texts, self._pool, self.text.blends, rng)
             texts = np.concatenate([texts, means.astype(DTYPE)], 1)
-        return record | {"rles": rles, "texts": texts}
+        return record | {"rles": rles, "texts": texts, "looks": looks}
 
 
 class CropCache:

@@ -119,6 +119,7 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
       boxes_xyxy float32 [N, 4]: first and last column and row of the mask at S resolution, pixels.
       mask_valid bool [N]: False for rows that hold no mask (all zero).
       text float32 [N, T], for a record with "texts" [masks, V, T]: one of the V of each mask.
+      look float32 [N, T], for a record with "looks" [masks, T]: of each mask.
       Or None when no window with a usable mask was found.
 
     Raises:
@@ -150,6 +151,10 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
     if "texts" in record:
         texts = [record["texts"][number] for number, _, _ in drawn]
         seen["text"] = _draw_texts(texts, rng, config)
+    if "looks" in record:
+        looks = [record["looks"][number] for number, _, _ in drawn]
+        seen["look"] = np.zeros((config.max_masks, looks[0].shape[-1]), np.float32)
+        seen["look"][: len(looks)] = looks
     return seen | {
         "image_hw": np.array(view.hw, np.int32),
         "masks": masks,

@@ -48,6 +48,8 @@ class LossConfig:
     """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
     text_weight: float = 0.0
     """Of the same loss with the texts' tokens as directions; 0 as in the paper."""
+    matching_weight: float = 0.0
+    """Of `losses.matching_loss` between masks and their own crops; 0 as in the paper."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -100,24 +100,59 @@ def grouping_loss(
       content: bool [B, 1, M, M], where the photo is.
       directions: [B, N, D] in the place of the masks' own.
     """
-    b, h, w, d = embedding.shape
-
-    def pooled(x):
-        k = x.shape[-1] // w
-        return x.astype(jnp.float32).reshape(b, -1, h, k, w, k).mean((3, 5)).reshape(b, -1, h * w)
-
-    def unit(x):
-        return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-3)
-
+    x, pooled = _pixels(embedding, content)
     inside, outside = pooled(target), pooled((1 - target) * content)
-    photo = pooled(content)[:, 0, :, None]
-    x = embedding.reshape(b, h * w, d)
-    x = unit(x - (x * photo).sum(1, keepdims=True) / jnp.maximum(photo.sum(1, keepdims=True), 1))
     centre = jnp.einsum("bnp,bpd->bnd", inside, x) if directions is None else directions
-    centre = unit(centre)
+    centre = _unit(centre)
     logits = (jnp.einsum("bnd,bpd->bnp", centre, x) - 0.3) * 10
 
     def mean(x, weight):
         return (x * weight).sum(-1) / (weight.sum(-1) + 0.5)
 
     return mean(jax.nn.softplus(-logits), inside) + mean(jax.nn.softplus(logits), outside)
+
+
+def matching_loss(
+    embedding: jax.Array,
+    target: jax.Array,
+    content: jax.Array,
+    tokens: jax.Array,
+    valid: jax.Array,
+) -> jax.Array:
+    """How badly each mask's token is told from those of all other masks of a batch: [B, N].
+
+    CLIP's loss (Radford et al. 2021) between the masks' mean pixels and the tokens of their crops:
+    an embedding in which every object lies where CLIP sees it can be asked for by whatever CLIP
+    reads. The paper has no such term.
+
+    Args:
+      embedding: [B, h, w, D]; target: [B, N, M, M] in 0..1; content: bool [B, 1, M, M].
+      tokens: [B, N, D] of each mask's own look.
+      valid: bool [B, N], where there is a mask.
+    """
+    x, pooled = _pixels(embedding, content)
+    objects = _unit(jnp.einsum("bnp,bpd->bnd", pooled(target), x)).reshape(-1, x.shape[-1])
+    tokens, there = _unit(tokens).reshape(objects.shape), valid.reshape(-1)
+    logits = 20 * objects @ tokens.T
+    logits = jnp.where(there[:, None] & there, logits, -1e9)
+    right = jnp.diagonal(logits)
+    loss = (jax.nn.logsumexp(logits, 0) + jax.nn.logsumexp(logits, 1)) / 2 - right
+    return jnp.where(there, loss, 0.0).reshape(valid.shape)
+
+
+def _pixels(embedding, content):
+    """Unit vectors [B, h * w, D] less the photo's mean, and masks' pooling to [B, N, h * w]."""
+    b, h, w, d = embedding.shape
+
+    def pooled(x):
+        k = x.shape[-1] // w
+        return x.astype(jnp.float32).reshape(b, -1, h, k, w, k).mean((3, 5)).reshape(b, -1, h * w)
+
+    photo = pooled(content)[:, 0, :, None]
+    x = embedding.reshape(b, h * w, d)
+    x = x - (x * photo).sum(1, keepdims=True) / jnp.maximum(photo.sum(1, keepdims=True), 1)
+    return _unit(x), pooled
+
+
+def _unit(x):
+    return x * jax.lax.rsqrt((x * x).sum(-1, keepdims=True) + 1e-3)

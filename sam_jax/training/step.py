@@ -21,7 +21,7 @@ from sam_jax.ops.resize import resize_hw
 from sam_jax.training import prompts as simulator
 from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.lora import merged
-from sam_jax.training.losses import grouping_loss, prompt_losses
+from sam_jax.training.losses import grouping_loss, matching_loss, prompt_losses
 from sam_jax.training.optim import average, is_frozen, path_tree
 from sam_jax.training.sharding import batch_sharding, replicated
 
@@ -83,7 +83,8 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     target, side = batch["masks"], stage.image_size
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
-    for name in ("grouping_weight", "text_weight"):  # of the embedding, not of a prompt
+    # These are of the embedding, not of a prompt.
+    for name in ("grouping_weight", "text_weight", "matching_weight"):
         loss.pop(name)
     box_on_all, text_on_all = loss.pop("box_on_all"), loss.pop("text_on_all")
 
@@ -190,6 +191,11 @@ def batch_loss(
             found = grouping_loss(embedding, masks, content, direction)
             metrics[name] = (found * valid).sum() / count
             loss += weight * metrics[name]
+    if config.loss.matching_weight and "look" in batch:
+        tokens = model.apply(variables, batch["look"], method="text_tokens")
+        found = matching_loss(embedding, masks, content, tokens, batch["mask_valid"])
+        metrics["matching"] = found.sum() / count
+        loss += config.loss.matching_weight * metrics["matching"]
     return loss, metrics
 
 
@@ -233,7 +239,8 @@ def make_step(
       (state, batch, key) -> (state, metrics). A batch has "image" uint8 [B, S, S, 3] or, in its
       place, "embedding" float [B, h, w, D]; "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
       (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N], and for
-      text prompts "text" float32 [B, N, T]. Frozen parameters and their averages keep every bit.
+      text prompts "text" and "look" float32 [B, N, T]. Frozen parameters and their averages keep
+      every bit.
 
     Raises:
       ValueError: the batch does not divide into the parts of `config.devices.accumulate`.

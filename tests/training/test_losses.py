@@ -10,6 +10,7 @@ from sam_jax.training.losses import (
     focal_loss,
     grouping_loss,
     mask_iou,
+    matching_loss,
     prompt_losses,
 )
 
@@ -138,3 +139,29 @@ def test_grouping_loss_by_given_directions_asks_for_those():
     np.testing.assert_allclose(grouping_loss(embedding, target, content, own), plain, rtol=1e-4)
     other = grouping_loss(embedding, target, content, own[:, ::-1])
     assert (np.asarray(other) > 2 * np.asarray(plain)).all()
+
+
+def test_matching_loss_tells_each_masks_token_from_the_others():
+    """Low for the own tokens, about log(masks) for one token for all, and blind to absent masks."""
+    rng = np.random.default_rng(0)
+    target = np.zeros((2, 3, 16, 16), np.float32)
+    target[:, 0, :8], target[:, 1, 8:, :8] = 1, 1
+    valid = np.array([[True, True, False]] * 2)
+    embedding = 0.01 * rng.normal(size=(2, 4, 4, 6)).astype(np.float32)
+    own = np.zeros((2, 3, 6), np.float32)
+    for image in range(2):
+        for mask, where in enumerate((np.s_[:2], np.s_[2:, :2])):
+            own[image, mask, 2 * image + mask] = 1
+            embedding[image][where] += 3 * own[image, mask]
+    content = np.ones((2, 1, 16, 16), bool)
+
+    low = np.asarray(matching_loss(embedding, target, content, own, valid))
+    assert (low < 0.01).all() and not low[~valid].any()
+    alike = np.ones_like(own)
+    same = np.asarray(matching_loss(embedding, target, content, alike, valid))
+    assert same[valid].min() > 0.5
+    wrong = np.asarray(matching_loss(embedding, target, content, own[::-1], valid))
+    assert wrong[valid].min() > 5
+    strange = own.copy()
+    strange[:, 2] = 7  # of masks that are not there
+    np.testing.assert_array_equal(matching_loss(embedding, target, content, strange, valid), low)

@@ -70,6 +70,8 @@ def test_crops_are_embedded_once_and_are_those_of_their_masks(clip, tmp_path, mo
         assert record["rles"] == large and record["texts"].shape == (len(large), 3, 14)
         wanted = own_embeddings(clip, index)
         np.testing.assert_allclose(record["texts"], wanted, atol=2e-3)  # float16
+        look = wanted.mean(1) / np.linalg.norm(wanted.mean(1), axis=-1, keepdims=True)
+        np.testing.assert_allclose(record["looks"], look, atol=2e-3)
         assert np.abs(wanted[0, 1:] - wanted[0, :1]).max() > 0.02, "variants differ"
         kept.append(record["texts"])
     again = CropCache(clip, TEXT, 7, tmp_path)
@@ -121,10 +123,12 @@ def test_a_sample_takes_the_texts_of_its_own_masks():
     record = dict(SCENES[0])
     count = len(record["rles"])
     record["texts"] = np.arange(count, dtype=np.float16)[:, None, None] + np.zeros((1, 2, 3))
+    record["looks"] = record["texts"][:, 0]
     config = PipelineConfig(image_size=128, mask_size=128, max_masks=8, scale_range=(1, 1), flip=0)
     sample = make_sample(record, np.random.default_rng(0), config)
     assert sample["text"].dtype == np.float32 and sample["text"].shape == (8, 3)
     assert sample["mask_valid"].sum() == count
+    np.testing.assert_array_equal(sample["look"], sample["text"])
     for row in range(count):
         number = int(sample["text"][row, 0])
         np.testing.assert_array_equal(sample["masks"][row] > 127, decode(record["rles"][number]))
