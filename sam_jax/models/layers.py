@@ -40,8 +40,8 @@ class ChannelNorm(nn.Module):
 def _normalised(x: jax.Array, epsilon: float, centred: bool) -> jax.Array:
     """[B, C, L] less its mean over C (or `centred` already), divided by its deviation.
 
-    Its gradient is written out: the one that is derived can be wrong on CPUs, by any amount, where
-    B is 1 (jaxlib 0.10.2), and takes ten times as long.
+    Its gradient is written out: the one that is derived takes several times as long on a CPU, and
+    compiled by itself it can be wrong there, by any amount, at a batch of one (jaxlib 0.10.2).
     """
     return _normalised_forward(x, epsilon, centred)[0]
 

@@ -49,7 +49,8 @@ class LossConfig:
     text_weight: float = 0.0
     """Of the same loss with the texts' tokens as directions; 0 as in the paper."""
     matching_weight: float = 0.0
-    """Of `losses.matching_loss` between masks and their own crops; 0 as in the paper."""
+    """Of `losses.matching_loss` between masks and their own crops, for runs with `text.clip`; 0 as
+    in the paper. With `devices.accumulate` masks are told from those of their part alone."""
 
 
 @dataclasses.dataclass(frozen=True)

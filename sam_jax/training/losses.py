@@ -100,8 +100,8 @@ def grouping_loss(
       content: bool [B, 1, M, M], where the photo is.
       directions: [B, N, D] in the place of the masks' own.
     """
-    x, pooled = _pixels(embedding, content)
-    inside, outside = pooled(target), pooled((1 - target) * content)
+    x, w = _pixels(embedding, content), embedding.shape[2]
+    inside, outside = _pooled(target, w), _pooled((1 - target) * content, w)
     centre = jnp.einsum("bnp,bpd->bnd", inside, x) if directions is None else directions
     centre = _unit(centre)
     logits = (jnp.einsum("bnd,bpd->bnp", centre, x) - 0.3) * 10
@@ -130,8 +130,8 @@ def matching_loss(
       tokens: [B, N, D] of each mask's own look.
       valid: bool [B, N], where there is a mask.
     """
-    x, pooled = _pixels(embedding, content)
-    objects = _unit(jnp.einsum("bnp,bpd->bnd", pooled(target), x)).reshape(-1, x.shape[-1])
+    x, inside = _pixels(embedding, content), _pooled(target, embedding.shape[2])
+    objects = _unit(jnp.einsum("bnp,bpd->bnd", inside, x)).reshape(-1, x.shape[-1])
     tokens, there = _unit(tokens).reshape(objects.shape), valid.reshape(-1)
     logits = 20 * objects @ tokens.T
     logits = jnp.where(there[:, None] & there, logits, -1e9)
@@ -141,17 +141,20 @@ def matching_loss(
 
 
 def _pixels(embedding, content):
-    """Unit vectors [B, h * w, D] less the photo's mean, and masks' pooling to [B, N, h * w]."""
+    """Unit vectors [B, h * w, D], the photo's mean taken away."""
     b, h, w, d = embedding.shape
-
-    def pooled(x):
-        k = x.shape[-1] // w
-        return x.astype(jnp.float32).reshape(b, -1, h, k, w, k).mean((3, 5)).reshape(b, -1, h * w)
-
-    photo = pooled(content)[:, 0, :, None]
+    photo = _pooled(content, w)[:, 0, :, None]
     x = embedding.reshape(b, h * w, d)
-    x = x - (x * photo).sum(1, keepdims=True) / jnp.maximum(photo.sum(1, keepdims=True), 1)
-    return _unit(x), pooled
+    return _unit(
+        x - (x * photo).sum(1, keepdims=True) / jnp.maximum(photo.sum(1, keepdims=True), 1)
+    )
+
+
+def _pooled(x, side):
+    """[B, N, M, M] -> float32 means [B, N, side * side]."""
+    b, n, size, _ = x.shape
+    k = size // side
+    return x.astype(jnp.float32).reshape(b, n, side, k, side, k).mean((3, 5)).reshape(b, n, -1)
 
 
 def _unit(x):

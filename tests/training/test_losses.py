@@ -142,7 +142,7 @@ def test_grouping_loss_by_given_directions_asks_for_those():
 
 
 def test_matching_loss_tells_each_masks_token_from_the_others():
-    """Low for the own tokens, about log(masks) for one token for all, and blind to absent masks."""
+    """Low for the own tokens, higher for one token for all, and blind to masks that are absent."""
     rng = np.random.default_rng(0)
     target = np.zeros((2, 3, 16, 16), np.float32)
     target[:, 0, :8], target[:, 1, 8:, :8] = 1, 1

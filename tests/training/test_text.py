@@ -28,7 +28,7 @@ from sam_jax.training.config import LossConfig, TextConfig, ValidationConfig
 from sam_jax.training.step import batch_loss, first_prompts, gradients
 from tests.clips import SMALL as SMALL_CLIP
 from tests.clips import word_clip
-from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
+from tests.training.test_step import CONFIG, GRADIENT, SMALL, STAGE, make_batch
 from train import __main__ as train_main
 from train.advice import check, warnings
 from train.blended_crops import Pool, blends
@@ -282,6 +282,30 @@ def test_texts_go_with_embeddings_that_are_kept(tmp_path, clip):
     cache = Cache(variables, config.model, tmp_path)
     batch = next(stage_batches(config, 0, 0, cache, crops, threads=0))
     assert batch["embedding"].shape == (8, 4, 4, 16) and batch["text"].shape == (8, 4, 14)
+
+
+def test_matching_adds_its_loss_and_trains_the_text_head():
+    model = SMALL.replace(text_width=14)
+    variables = init(model, jax.random.key(0))
+    stage = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0)
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items() if k != "image"}
+    batch["embedding"] = jax.random.normal(jax.random.key(2), (2, 4, 4, 16))
+    batch["text"], batch["look"] = jax.random.normal(jax.random.key(3), (2, 2, 3, 14))
+    text = TextConfig(share=0.0)  # no prompt reads
+    found = {}
+    for weight in (0.0, 0.5):
+        loss = LossConfig(matching_weight=weight)
+        config = dataclasses.replace(CONFIG, model=model, loss=loss, text=text)
+        found[weight] = GRADIENT(
+            *(variables["params"], variables["buffers"], batch, jax.random.key(1)),
+            *(SamModel(model), config, stage),
+        )
+    (plain, without), before = found[0.0]
+    (matched, metrics), after = found[0.5]
+    assert "matching" not in without and metrics["matching"] > 0.1
+    np.testing.assert_allclose(matched - plain, 0.5 * metrics["matching"], rtol=1e-3)
+    heads = [np.abs(g["prompt_encoder"]["text_proj"]["kernel"]).max() for g in (before, after)]
+    assert heads[0] == 0 and heads[1] > 0
 
 
 @pytest.mark.slow
