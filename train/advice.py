@@ -69,6 +69,11 @@ def _check_text(config: TrainConfig) -> None:
                 f"{name}: makes ever new pictures, and the crops of text prompts are embedded once "
                 f"before training: --{name.replace('_', '-')} 0"
             )
+    if config.repeat_masks and config.loss.matching_weight:
+        raise ValueError(
+            "repeat_masks: loss.matching_weight tells each mask from all others, and a repeated "
+            "one would be told from itself; leave one of them out (--no-repeat-masks)"
+        )
     if not 0 <= config.text.share <= 1 or config.text.variants < 1:
         raise ValueError(
             "text: expected a share of 0 to 1 and at least 1 variant, got "

@@ -106,6 +106,7 @@ def stage_batches(
         max_masks=stage.max_masks,
         min_mask_pixels=stage.min_mask_pixels,
         area_power=config.mask_area_power,
+        repeat=config.repeat_masks,
         scale_range=stage.scale_range,
         batch_size=stage.batch_size,
         **(_UNCHANGED if not config.augment else _SAME_COLOURS if crops else {}),

@@ -44,6 +44,8 @@ class PipelineConfig:
       min_mask_pixels: masks below this many pixels of the model frame are dropped.
       area_power: masks are drawn with odds of area ** this: 0 draws them alike, as the paper
         does; 0.5 keeps pictures of many tiny masks from giving nothing else.
+      repeat: a record with fewer than `max_masks` usable masks gives them again, in turn, until
+        there are as many: every record counts alike then, and no row is computed for nothing.
       batch_size: samples in one batch, over all processes.
     """
 
@@ -59,6 +61,7 @@ class PipelineConfig:
     max_mask_fraction: float = 0.9
     min_mask_pixels: int = 16
     area_power: float = 0.0
+    repeat: bool = False
     batch_size: int = 8
 
     def __post_init__(self):
@@ -140,6 +143,8 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
             break
     else:
         return None
+    if config.repeat:
+        drawn = [drawn[row % len(drawn)] for row in range(config.max_masks)]
     masks = np.zeros((config.max_masks, config.mask_size, config.mask_size), np.uint8)
     boxes = np.zeros((config.max_masks, 4), np.float32)
     for row, (_, coverage, box) in enumerate(drawn):

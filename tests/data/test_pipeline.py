@@ -137,6 +137,29 @@ def test_selection_of_masks():
     assert make_sample(many, np.random.default_rng(0), STILL)["mask_valid"].all()
 
 
+def test_too_few_masks_are_repeated_when_asked():
+    masks = np.zeros((3, 64, 64), bool)
+    for k in range(3):
+        masks[k, 10:30, 20 * k : 20 * k + 10] = True
+    image = np.zeros((64, 64, 3), np.uint8)
+    record = {"image": image, "rles": [rle.encode(m) for m in masks], "name": "r"}
+    record["texts"] = record["looks"] = np.eye(3, 5, dtype=np.float32)
+    record["texts"] = record["texts"][:, None]
+    once = make_sample(record, np.random.default_rng(0), still(max_masks=8))
+    again = make_sample(record, np.random.default_rng(0), still(max_masks=8, repeat=True))
+    assert once["mask_valid"].sum() == 3 and again["mask_valid"].all()
+    turns = np.arange(8) % 3
+    for name in ("masks", "boxes_xyxy", "text", "look"):
+        assert once[name][:3].any()
+        np.testing.assert_array_equal(again[name], once[name][turns], err_msg=name)
+    many = {"image": image, "rles": record["rles"] * 4, "name": "m"}
+    as_ever, asked = (
+        make_sample(many, np.random.default_rng(0), still(max_masks=8, repeat=repeat))
+        for repeat in (False, True)
+    )
+    np.testing.assert_array_equal(as_ever["masks"], asked["masks"])
+
+
 def test_area_power_prefers_large_masks():
     masks = np.zeros((10, 64, 64), bool)
     masks[0, 30:60, 10:60] = True  # 1500 pixels, the others 16

@@ -6,7 +6,14 @@ import jax
 import pytest
 
 from sam_jax.models.sam import init
-from sam_jax.training.config import LoraConfig, LossConfig, OptimConfig, PromptConfig, Stage
+from sam_jax.training.config import (
+    LoraConfig,
+    LossConfig,
+    OptimConfig,
+    PromptConfig,
+    Stage,
+    TextConfig,
+)
 from tests.training.test_step import CONFIG, SMALL
 from train.advice import check, warnings
 from train.start import starting_point
@@ -55,6 +62,15 @@ def test_adapters_on_the_decoder_go_with_cached_embeddings(params):
     lora = LoraConfig(rank=2, on=("mask_decoder/transformer/*_proj/kernel",))
     frozen = OptimConfig(frozen=("image_encoder/*", "mask_decoder/*"))
     check(dataclasses.replace(CACHED, lora=lora, optim=frozen), params)
+
+
+def test_repeated_masks_are_not_told_from_themselves(params):
+    matched = LossConfig(matching_weight=1.0)
+    text = dataclasses.replace(CONFIG, text=TextConfig(clip="clip"), loss=matched)
+    check(text, params)
+    with pytest.raises(ValueError, match="repeat_masks: .*--no-repeat-masks"):
+        check(dataclasses.replace(text, repeat_masks=True), params)
+    check(dataclasses.replace(text, repeat_masks=True, loss=LossConfig()), params)
 
 
 def test_nothing_to_train(params):
