@@ -26,14 +26,16 @@ def config() -> TrainConfig:
     """The bundled model, all of it trained further."""
     return TrainConfig(
         name="text",
-        model=TINY,  # its sizes are those of init_from, whatever stands here
+        model=TINY.replace(dtype="bfloat16"),  # its sizes are those of init_from
         init_from="tiny",
         stages=(
             Stage(2800, 256, 8, 6, 0, 0, scale_range=(0.8, 2.0)),
             Stage(200, 256, 8, 6, 1, 0, scale_range=(0.8, 2.0)),
             Stage(250, 512, 4, 6, 1, 0, scale_range=(0.9, 1.1)),  # as it will be used
         ),
-        loss=LossConfig(iou_on_all=True, text_on_all=True, text_weight=0.5),
+        # Masks' pixels are told from one another by their own crops: what the decoder is asked for
+        # by a phrase then lies apart in the embedding.
+        loss=LossConfig(iou_on_all=True, text_on_all=True, text_weight=1.0, matching_weight=1.0),
         prompts=PromptConfig(mask_gradient=False, remat=False),
         # A quarter of the first prompts stay clicks and boxes, which else would be forgotten.
         text=TextConfig(
@@ -41,7 +43,7 @@ def config() -> TrainConfig:
             share=0.75,
             blends=4,
             min_area=200,
-            noise=0.7,
+            noise=0.5,
             scenes=3000,
         ),
         optim=OptimConfig(
