@@ -204,8 +204,8 @@ class TrainConfig:
     """An image's masks are drawn with odds of area ** this; 0: all alike, as in the paper."""
     repeat_masks: bool = False
     """An image with fewer masks than a stage's `max_masks` gives them again, each time prompted
-    otherwise. Losses are means over a batch's masks: without it, as in the paper, an image of one
-    mask counts an eighth of an image of eight."""
+    otherwise. Losses are means over a batch's masks: without it an image of one mask counts an
+    eighth of an image of eight."""
     augment: bool = True
     """Flips and changes of colour (the paper uses none on SA-1B)."""
     init_from: str = ""
