@@ -55,8 +55,8 @@ def batches(
       of batch_size / process_count, and which has `get_state`, `set_state` and `close`.
 
     Raises:
-      ValueError: no sources, an empty source, a weight that is not positive, or a batch size that
-        the processes cannot share equally.
+      ValueError: no sources, an empty source, a weight that is not positive, a batch size that
+        the processes cannot share equally, or no grain.
       RuntimeError: while reading, when 50 records of a source in a row cannot be used.
     """
     _check_sources(sources)
@@ -75,8 +75,7 @@ def batches(
         drawn = [samples[first + i] for i in range(size)]
         return {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}
 
-    import grain  # an extra: importing sam_jax must not need it
-
+    grain = _grain()
     dataset = grain.MapDataset.range(_ENDLESS).map(part)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch))
     iterator = iter(dataset.to_iter_dataset(options))
@@ -92,8 +91,7 @@ def _samples(
     skipped: dict[str, str],
 ) -> Any:
     """The endless mixture of samples, a `grain.MapDataset`."""
-    import grain
-
+    grain = _grain()
     indices = [
         grain.MapDataset.source(_Indices(number, len(source)))
         .seed(_fold(seed, number))
@@ -108,6 +106,17 @@ def _samples(
         return _usable_sample(sources[number][0], number, index, rng, config, skipped)
 
     return mixed.seed(seed).random_map(sample)
+
+
+def _grain() -> Any:
+    """The package: an extra, which importing sam_jax must not need."""
+    try:
+        import grain
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "batches of training data need the package grain: pip install 'sam_jax[train]'"
+        ) from error
+    return grain
 
 
 class _Indices:

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import sys
 
 import numpy as np
 import pytest
@@ -306,3 +307,9 @@ def test_bad_batches():
             batches(sources, STILL)
     with pytest.raises(ValueError, match="process_count must divide"):
         batches([(good, 1.0)], STILL, process_count=3)
+
+
+def test_without_grain_a_sentence_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "grain", None)
+    with pytest.raises(ValueError, match=r"grain: pip install 'sam_jax\[train\]'"):
+        batches([([{}], 1.0)], STILL)
