@@ -18,13 +18,16 @@ from sam_jax.training.config import TrainConfig
 TEXTURES = 128
 """Photographs at most that lend their surfaces to the procedural scenes; they stay in memory."""
 
+PASTINGS = 100
+"""Composites on each photograph, each with other objects: one would soon be known by heart."""
+
 
 _SAME_COLOURS = {"colour_jitter": 0.0, "grey_probability": 0.0, "invert_probability": 0.0}
 _UNCHANGED = {"flip": False} | _SAME_COLOURS
 
 
 def read_sources(
-    config: TrainConfig, size: int, at_least: int | None = None
+    config: TrainConfig, size: int, at_least: int | None = None, pastings: int = 1
 ) -> list[tuple[Source, float]]:
     """The (source, weight) pairs of a run. `data_root` "none" leaves the photographs out.
 
@@ -33,6 +36,7 @@ def read_sources(
       size: side of the composites and scenes, pixels.
       at_least: JPEGs are decoded smaller as long as their longest side keeps this many pixels;
         None: not.
+      pastings: composites on each photograph, if the run has any.
 
     Raises:
       ValueError: `config.photos` names something that is not there or cannot be read.
@@ -54,7 +58,7 @@ def read_sources(
     if config.cut_paste and sources:
         share = config.cut_paste / sum(weight for _, weight in sources)
         sources += [
-            (CutPaste(source, size=size, seed=config.seed + i), share * weight)
+            (CutPaste(source, size, config.seed + i, pastings * len(source)), share * weight)
             for i, (source, weight) in enumerate(list(sources))
         ]
     if config.scenes:
@@ -113,7 +117,9 @@ def stage_batches(
     )
     # No pixel of the frame is made from less than one of the photo's.
     at_least = math.ceil(stage.image_size * max(1.0, stage.scale_range[1]))
-    sources = read_sources(config, stage.image_size, at_least)
+    # What is computed once and kept is computed for one composite on each.
+    pastings = PASTINGS if cache is None and crops is None else 1
+    sources = read_sources(config, stage.image_size, at_least, pastings)
     files: list[Path | None] = [None] * len(sources)
     if config.data_root != "none":
         for i, (name, _) in enumerate(config.photos):

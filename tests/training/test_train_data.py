@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import train.data
 from sam_jax.data.cut_paste import CutPaste
 from sam_jax.data.mask_folders import MaskFolder
 from sam_jax.data.scenes import ProceduralScenes
@@ -62,6 +63,24 @@ def test_photos_name_any_form_of_data(data):
     assert [weight for _, weight in sources] == pytest.approx([1.0, 2.0, 0.2, 0.4, 1.0])
     assert len(texture_photos(sources[0][0])) == 3  # the two damaged ones are passed over
     assert [type(s) for s, _ in read_sources(config("none", scenes=1.0), 64)] == [ProceduralScenes]
+
+
+def test_composites_differ_from_one_pass_over_the_photos_to_the_next(data, monkeypatch):
+    """Unless something is computed once for each of them and kept (that other records of a
+    `CutPaste` hold other objects is tests/data/test_scenes.py's)."""
+    seen = []
+
+    def first(sources, *args, **options):
+        seen.append([len(source) for source, _ in sources])
+        return iter(())
+
+    monkeypatch.setattr(train.data, "batches", first)
+    run = config(data, cut_paste=1.0)
+    stage_batches(run, 0, 0)
+    photos = seen[0][:2]
+    assert seen[0][2:] == [train.data.PASTINGS * count for count in photos]
+    stage_batches(run, 0, 0, cache=lambda source, *rest: source)
+    assert seen[1] == [*photos, *photos]
 
 
 def test_damage_is_skipped_named_and_counted(data):
