@@ -116,6 +116,13 @@ def two_colour_photos():
     return records
 
 
+def test_each_time_other_objects_are_pasted_on_a_photo():
+    photos = two_colour_photos()
+    source = CutPaste(photos, size=96, seed=5, length=4 * len(photos))
+    images = [source[i]["image"] for i in range(0, len(source), len(photos))]  # of one photo
+    assert len({image.tobytes() for image in images}) == 4
+
+
 def test_pasted_objects_hide_what_is_under_them():
     source = CutPaste(two_colour_photos(), size=240, seed=0, length=40)
     assert len(source) == 40

@@ -65,9 +65,8 @@ def test_photos_name_any_form_of_data(data):
     assert [type(s) for s, _ in read_sources(config("none", scenes=1.0), 64)] == [ProceduralScenes]
 
 
-def test_composites_differ_from_one_pass_over_the_photos_to_the_next(data, monkeypatch):
-    """Unless something is computed once for each of them and kept (that other records of a
-    `CutPaste` hold other objects is tests/data/test_scenes.py's)."""
+def test_there_are_many_composites_on_each_photo(data, monkeypatch):
+    """Unless something is computed once for each of them and kept."""
     seen = []
 
     def first(sources, *args, **options):
@@ -79,8 +78,9 @@ def test_composites_differ_from_one_pass_over_the_photos_to_the_next(data, monke
     stage_batches(run, 0, 0)
     photos = seen[0][:2]
     assert seen[0][2:] == [train.data.PASTINGS * count for count in photos]
-    stage_batches(run, 0, 0, cache=lambda source, *rest: source)
-    assert seen[1] == [*photos, *photos]
+    for kept in ("cache", "crops"):
+        stage_batches(run, 0, 0, **{kept: lambda source, *rest: source})
+        assert seen.pop() == [*photos, *photos]
 
 
 def test_damage_is_skipped_named_and_counted(data):
