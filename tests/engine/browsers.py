@@ -37,7 +37,7 @@ def resize(browser, width, height):
     browser.set_window_size(width + outer[0], height + outer[1])
 
 
-def wait(browser, name, wanted, seconds=60):
+def wait(browser, name, wanted, seconds=120):
     """The text of an element once it holds `wanted`."""
     end = time.monotonic() + seconds
     while wanted not in (text := browser.find_element("id", name).text):

@@ -91,7 +91,7 @@ class Page:
     def get(self, name):
         return self.browser.execute_script(f"return window.samAnnotate?.{name}")
 
-    def wait(self, name, wanted, seconds=60):
+    def wait(self, name, wanted, seconds=120):
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             found = self.get(name)
@@ -102,7 +102,7 @@ class Page:
 
     def open(self, url):
         self.browser.get(url)
-        self.wait("ready", True)
+        self.wait("ready", True, seconds=300)  # it may be the one that compiles
 
     def place(self, x, y):
         return self.browser.execute_script(f"return window.samAnnotate.pagePoint({x}, {y})")
