@@ -20,6 +20,8 @@ COUNTED = (1, 2, 3, 5, 9)
 """After how many clicks the paper measures."""
 FACTS = ("image", "record", "mask", "area", "x", "y")
 """What a row says of a mask besides its IoUs; record and mask are numbers, x, y the first click."""
+CANDIDATES = tuple(f"{what} {k}" for k in (1, 2, 3) for what in ("candidate", "predicted"))
+"""Of the first click's three masks: the IoU, and what the model predicted."""
 PROMPTS_AT_ONCE = 16  # masks of an image held at the photo's size at the same time
 
 
@@ -48,11 +50,13 @@ class Clicked:
 
     Attributes:
       ious: {"1", "1 oracle", "2", ...: float [N]}.
+      candidates: {CANDIDATES: float [N]}.
       points_xy, labels: the clicks, int [N, P, 2] and [N, P].
       first: bool [N, H, W], the mask taken after the first click.
     """
 
     ious: dict[str, np.ndarray]
+    candidates: dict[str, np.ndarray]
     points_xy: np.ndarray
     labels: np.ndarray
     first: np.ndarray
@@ -60,7 +64,7 @@ class Clicked:
 
 def names_of(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The prompts that were measured in all rows: the keys of the IoUs."""
-    return [name for name in rows[0] if name not in FACTS] if rows else []
+    return [name for name in rows[0] if name not in FACTS + CANDIDATES] if rows else []
 
 
 def true_masks(record: dict[str, Any]) -> Iterator[tuple[list[int], np.ndarray]]:
@@ -80,7 +84,7 @@ def true_masks(record: dict[str, Any]) -> Iterator[tuple[list[int], np.ndarray]]
 def measure_record(
     predictor: Any, embedding: Any, record: dict[str, Any], protocol: Protocol
 ) -> list[dict[str, Any]]:
-    """One row a mask of a record: FACTS, and the IoU by name of the prompt.
+    """One row a mask of a record: FACTS, the IoU by name of the prompt, and CANDIDATES.
 
     Args:
       predictor: a `sam_jax.Predictor`, or what has its `predict`.
@@ -91,9 +95,11 @@ def measure_record(
     rows = []
     for numbers, masks in true_masks(record):
         firsts = first_clicks(masks, protocol, record["name"], numbers)
-        scores = dict(click(predictor, embedding, masks, protocol.clicks, firsts).ious)
+        clicked = click(predictor, embedding, masks, protocol.clicks, firsts)
+        scores = dict(clicked.ious)
         if protocol.boxes:
             scores |= measure_boxes(predictor, embedding, masks, record["image"], protocol.grabcut)
+        scores |= clicked.candidates
         facts = facts_of(record, numbers, masks, firsts)
         for i, row in enumerate(facts):
             rows.append(row | {name: float(values[i]) for name, values in scores.items()})
@@ -161,6 +167,8 @@ def click(
     every = np.array(
         [[iou(m, true) for m in three] for three, true in zip(out.masks, masks, strict=True)]
     )
+    values = np.stack([every, out.scores], 2).reshape(len(masks), -1)
+    candidates = dict(zip(CANDIDATES, values.T, strict=True))
     rows, likeliest = np.arange(len(masks)), out.scores.argmax(1)
     ious = {"1": every[rows, likeliest], "1 oracle": every.max(1)}
     predicted, logits = out.masks[rows, likeliest], out.logits[rows, likeliest]
@@ -176,7 +184,7 @@ def click(
         predicted, logits = out.masks[:, 0], out.logits[:, 0]
         if number in COUNTED or number == clicks:
             ious[str(number)] = np.array(list(map(iou, predicted, masks)))
-    return Clicked(ious, points, labels, first)
+    return Clicked(ious, candidates, points, labels, first)
 
 
 def measure_boxes(

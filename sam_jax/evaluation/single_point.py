@@ -5,7 +5,8 @@ error that is left; and, apart from that, its bounding box. Beside them stand tw
 same box: the box filled, and OpenCV's GrabCut where OpenCV is installed (--grabcut).
 
 The first click takes the mask of highest predicted IoU of the three ("1 click"), and for
-"1 oracle" the best of them. Later clicks feed the last mask back and take the single mask.
+"1 oracle" the best of them. Later clicks feed the last mask back and take the single mask. A line
+says how far the predicted IoUs of the three rank as their true ones do (Spearman).
 
 The mean over data sets weighs each alike; +- is half a 95% interval (bootstrap over images).
 """
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     lines = table_rows(tables, figures)
     for line in lines[len(tables) :]:
         print("| " + " | ".join(line) + " |")
-    for sentence in drops(tables):
+    for sentence in drops(tables) + rankings(figures):
         print(sentence)
     if out:
         write(out, predictor, sources, tables, figures, lines)
@@ -127,7 +128,7 @@ def measure(
     images: int = 0,
     name: str = "",
 ) -> list[dict[str, Any]]:
-    """One row a mask: the FACTS of `clicks`, and the IoU by name of the prompt.
+    """One row a mask: the FACTS of `clicks`, the IoU by name of the prompt, and CANDIDATES.
 
     Args:
       predictor: a `sam_jax.Predictor`, or what has its `embed` and `predict`.
@@ -179,8 +180,9 @@ def summarise(tables: dict[str, list[dict]]) -> dict[str, dict[str, Any]]:
     """Means and 95% intervals of each data set, and of the unweighted mean over all ("mean").
 
     Returns:
-      {data set: {"images", "masks", "iou": {prompt: mean}, "interval": {prompt: [low, high]}}};
-      "mean" is there for two data sets or more.
+      {data set: {"images", "masks", "iou": {prompt: mean}, "interval": {prompt: [low, high]},
+      "rank_correlation": of `rank_correlation`}}; "mean", for two data sets or more, has all but
+      the last.
     """
     result, means, drawn = {}, [], []
     for seed, (name, rows) in enumerate(tables.items()):
@@ -190,6 +192,7 @@ def summarise(tables: dict[str, list[dict]]) -> dict[str, dict[str, Any]]:
         means.append(values.mean(0))
         drawn.append(intervals.resampled_means(values, images, seed=seed))
         about = {"images": len(set(images)), "masks": len(rows)}
+        about["rank_correlation"] = rank_correlation(rows)
         result[name] = about | _with_interval(prompts, means[-1], drawn[-1])
     if len(tables) > 1:
         about = {k: sum(one[k] for one in result.values()) for k in ("images", "masks")}
@@ -197,6 +200,29 @@ def summarise(tables: dict[str, list[dict]]) -> dict[str, dict[str, Any]]:
         mean = _with_interval(prompts, np.mean(means, 0), np.mean(drawn, 0))
         result["mean"] = about | mean
     return result
+
+
+def rank_correlation(rows: list[dict]) -> float | None:
+    """Spearman's, of predicted and true IoU over all candidates; None where one never varies."""
+    from scipy.stats import spearmanr
+
+    true, predicted = (
+        np.array([[row[name] for name in clicking.CANDIDATES[part::2]] for row in rows]).ravel()
+        for part in (0, 1)
+    )
+    if np.ptp(true) == 0 or np.ptp(predicted) == 0:
+        return None
+    return float(spearmanr(true, predicted).statistic)
+
+
+def rankings(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """A sentence for each data set: how far predicted IoUs rank as true ones do."""
+    found = {name: one.get("rank_correlation") for name, one in figures.items()}
+    return [
+        f"{name}: predicted and true IoU of the three masks have a rank correlation of {value:.2f}"
+        for name, value in found.items()
+        if value is not None
+    ]
 
 
 def _with_interval(prompts: list[str], mean: np.ndarray, drawn: np.ndarray) -> dict[str, Any]:

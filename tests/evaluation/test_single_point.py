@@ -90,7 +90,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 
 def test_means_over_sets_weigh_each_alike():
     def rows(values):
-        facts = dict.fromkeys(clicks.FACTS, 0)
+        facts = dict.fromkeys(clicks.FACTS + clicks.CANDIDATES, 0)
         return [facts | {"image": str(i), "1": v, "1 oracle": v} for i, v in enumerate(values)]
 
     figures = single_point.summarise({"a": rows([0.2] * 9), "b": rows([0.8, 1.0, 0.6])})
@@ -120,6 +120,29 @@ def test_clicks_that_make_it_worse_are_told_if_it_is_not_chance():
     worse, same = single_point.drops({"a": rows(-0.01)}), single_point.drops({"a": rows(0.0005)})
     assert len(worse) == 1 and worse[0].startswith("a: 2 clicks are worse than 1 click by 0.0")
     assert same == []
+
+
+@pytest.mark.parametrize(
+    ("predicted", "expected"),
+    [((0.1, 0.2, 0.3), 1.0), ((3.0, 2.0, 1.0), -1.0), ((0.5, 0.5, 0.5), None)],
+)
+def test_predicted_ious_rank_as_true_ones(predicted, expected):
+    row = dict.fromkeys(clicks.FACTS, 0) | {"image": "i", "1": 0.9}
+    pairs = zip((0.2, 0.4, 0.9), predicted, strict=True)
+    row |= dict(zip(clicks.CANDIDATES, [v for pair in pairs for v in pair], strict=True))
+    figures = single_point.summarise({"a": [row, row], "b": [row]})
+    assert figures["a"]["rank_correlation"] == (expected and pytest.approx(expected))
+    sentences = single_point.rankings(figures)
+    assert len(sentences) == (0 if expected is None else 2)
+    assert all(s.endswith(f"rank correlation of {expected:.2f}") for s in sentences)
+
+
+def test_rows_hold_the_three_candidates(tmp_path):
+    source = open_source(write_sa1b(tmp_path / "d"))
+    for row in measure(Knows(moved=6), source, Protocol(1)):
+        true, predicted = ([row[name] for name in clicks.CANDIDATES[k::2]] for k in (0, 1))
+        assert true[1] == row["1 oracle"] == row["1"] == max(true)
+        assert predicted[1] == max(predicted) > predicted[0]
 
 
 def coco(folder):
@@ -191,6 +214,8 @@ def test_the_command_writes_table_rows_plots_and_sheets(tmp_path, capsys):
     with open(out / "masks.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["data"] for row in rows] == ["x"] * 4 + ["y"] * 2
+    assert all(0 <= float(rows[0][name]) <= 1 for name in ("candidate 1", "candidate 3"))
+    assert "x: predicted and true IoU of the three masks have a rank correlation of " in printed
     means = [np.mean([float(r["2"]) for r in rows if r["data"] == name]) for name in "xy"]
     scores = json.loads((out / "scores.json").read_text())
     assert scores["mean"]["iou"]["2"] == pytest.approx(np.mean(means))
@@ -242,6 +267,7 @@ def test_the_bundled_model_on_held_out_photographs(shared, name):
     mean = {k: np.mean([row[k] for row in rows]) for k in ("1", "1 oracle", "3", "5")}
     assert mean["1"] < mean["3"] < mean["5"]
     assert mean["1 oracle"] >= mean["1"]
+    assert single_point.rank_correlation(rows) > 0.3
     large = [row for row in rows if row["area"] >= 1000 or name == "dsb2018_bbbc038"]
     assert np.mean([r["box"] for r in large]) > np.mean([r["filled box"] for r in large])
 
