@@ -201,9 +201,9 @@ def test_everything_in_a_photo(call, folder, tmp_path, monkeypatch):
             self, sam, **{**kwargs, "points_per_side": 3, "box_nms_thresh": 1.0}
         ),
     )
-    monkeypatch.setattr(segment, "THRESHOLDS", ((9.0, 0.95), (-9.0, 0.0)))
+    monkeypatch.setattr(segment, "THRESHOLDS", (-9.0, 0.0))
     code, out, _ = call(folder / "photo.png")
-    assert code == 0 and "27 masks" in out
+    assert code == 0 and "27 masks that the model is sure of" in out
     records = json.loads((tmp_path / "masks.json").read_text())["annotations"]
     assert len(records) == 27 and isinstance(records[0]["segmentation"]["counts"], str)
     assert set(records[0]) == {
@@ -216,6 +216,16 @@ def test_everything_in_a_photo(call, folder, tmp_path, monkeypatch):
         "crop_box",
     }
     assert 1 <= read(tmp_path / "masks_mask.png").max() <= 27
+
+    monkeypatch.setattr(segment, "THRESHOLDS", (9.0, 0.95))
+    code, out, _ = call(folder / "photo.png")
+    found = json.loads((tmp_path / "masks.json").read_text())
+    likeliest = found["annotations"]
+    assert code == 0 and f"the likeliest {len(likeliest)}: predicted IoU" in out
+    assert 1 <= len(likeliest) <= segment.LIKELIEST and set(likeliest[0]) == set(records[0])
+    assert found["thresholds"] == {"predicted_iou": 0, "stability_score": 0}
+    both = [record["predicted_iou"] + record["stability_score"] for record in likeliest]
+    assert both == sorted(both, reverse=True)
 
 
 def test_without_a_photo_the_bundled_one(call, folder, tmp_path, monkeypatch):

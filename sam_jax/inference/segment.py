@@ -24,10 +24,12 @@ DEMO_PHOTO = "photo.jpg"
 DEMO_PROMPTS: list[dict] = [{"box": [168, 20, 412, 210]}, {"box": [318, 190, 410, 328]}]
 """What is segmented of the bundled photo, in its pixels, when no photo and no prompt is given."""
 
-THRESHOLDS = ((0.88, 0.95), (0.5, 0.8))
-"""Predicted IoU and stability of automatic masks: the released ones; then, where fewer than ENOUGH
-masks pass, lower ones."""
-ENOUGH = 3
+THRESHOLDS = (0.88, 0.95)
+"""Predicted IoU and stability of automatic masks: the released generator's."""
+ENOUGH, FAIR, LIKELIEST = 3, (0.5, 0.8), 12
+"""Where fewer masks than ENOUGH pass, those that pass FAIR are shown, and at least the LIKELIEST,
+by the mean of both."""
+MOST = 500  # masks that are compared with each other
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 CANDIDATE_ROWS, CANDIDATE_SIDE = 6, 480
@@ -260,33 +262,61 @@ def _segment_everything(sam, photo, out: Path, result: dict) -> list[Path]:
     from PIL import Image
 
     from sam_jax.inference import files, overlay
-    from sam_jax.inference.generator import MaskGenerator
     from sam_jax.inference.predictor import Predictor
     from sam_jax.inference.records import to_label_map
 
-    predictor = Predictor(sam)
-    for pred_iou, stability in THRESHOLDS:
-        generator = MaskGenerator(
-            predictor,
-            pred_iou_thresh=pred_iou,
-            stability_score_thresh=stability,
-            output_mode="coco_rle",
-        )
-        records = generator.generate(photo, progress=sys.stderr.isatty())
-        if len(records) >= ENOUGH:
-            break
+    predictor, show = Predictor(sam), sys.stderr.isatty()
+    records = _automatic_masks(predictor, photo, show, *THRESHOLDS)
+    sure = len(records) >= ENOUGH
+    if not sure:
+        records = _likeliest(_automatic_masks(predictor, photo, show, 0, 0, max_area_ratio=0.95))
+    pred_iou, stability = THRESHOLDS if sure else (0, 0)
     result["thresholds"] = {"predicted_iou": pred_iou, "stability_score": stability}
     result["annotations"] = records
-    masks = _Masks([record["segmentation"] for record in records])
-    if records:
-        scores = sorted(record["predicted_iou"] for record in records)
-        print(
-            f"{len(records)} masks with a predicted IoU above {pred_iou} and a stability of at "
-            f"least {stability}: predicted IoU {scores[0]:.3f} to {scores[-1]:.3f}"
-        )
+    scores = sorted(record["predicted_iou"] for record in records)
+    span = f"predicted IoU {scores[0]:.3f} to {scores[-1]:.3f}" if scores else "there is none"
+    if sure:
+        print(f"{len(records)} masks that the model is sure of: {span}")
     else:
-        print("no mask is sure enough (predicted IoU, stability); give a point or a box")
+        print(
+            f"fewer than {ENOUGH} masks that the model is sure of (predicted IoU above "
+            f"{THRESHOLDS[0]}, stability of at least {THRESHOLDS[1]}); the likeliest "
+            f"{len(records)}: {span}. A point or a box says more"
+        )
+    masks = _Masks([record["segmentation"] for record in records])
     files.write_picture(out, Image.fromarray(overlay.draw_masks(photo, masks)))
     label_map = out.with_name(f"{out.stem}_mask.png")
     files.write_labels(label_map, to_label_map(records, image_hw=photo.shape[:2]))
     return [out, label_map]
+
+
+def _automatic_masks(predictor, photo, show: bool, pred_iou: float, stability: float, **more):
+    """Records of everything in the photo whose scores pass."""
+    from sam_jax.inference.generator import MaskGenerator
+
+    generator = MaskGenerator(
+        predictor,
+        pred_iou_thresh=pred_iou,
+        stability_score_thresh=stability,
+        output_mode="coco_rle",
+        **more,
+    )
+    return generator.generate(photo, progress=show)
+
+
+def _likeliest(records: list[dict]) -> list[dict]:
+    """The masks of the best scores, but those that mostly lie in a better one."""
+    import numpy as np
+
+    from sam_jax.inference.records import remove_overlaps
+
+    def scores(record):
+        return record["predicted_iou"], record["stability_score"]
+
+    best = sorted(records, key=lambda record: -sum(scores(record)))[:MOST]
+    ranked = [record | {"rank": -k} for k, record in enumerate(best)]
+    kept = remove_overlaps(ranked, max_iou=0.5, max_contained=0.7, by="rank")
+    kept = [best[-record["rank"]] for record in kept]
+    likeliest = kept[:LIKELIEST]
+    likeliest += [one for one in kept[LIKELIEST:] if np.greater(scores(one), FAIR).all()]
+    return likeliest
