@@ -187,6 +187,7 @@ class StageRun:
         key, history, stopping = jax.random.key(config.seed + 1), [], False
         step = None
         watch.restart_clock()
+        last = config.total_steps
         while done < self.end and not stopping:
             batch = next(data)
             watch.trace(done, metrics)
@@ -202,12 +203,14 @@ class StageRun:
                 row = {k: float(np.mean([jax.device_get(m[k]) for m in history])) for k in metrics}
                 watch.scalars(done, row, size * len(history))
                 history = []
-            if done % config.save_every == 0 or stopping:
+            # The last step too: what a validation meets shall not cost a run its end.
+            if done % config.save_every == 0 or stopping or done == last:
                 guard.finish()
-                tools.checkpoints.save(done, state)
-                watch.restart_clock()
+                with watch.paused():
+                    tools.checkpoints.save(done, state)
             if not stopping and self.validates_at(done, tools):
-                self.validate(done, state, tools)
+                with watch.paused():
+                    self.validate(done, state, tools)
         return state, done
 
     def validates_at(self, done: int, tools: Tools) -> bool:
@@ -227,7 +230,6 @@ class StageRun:
                 source = next(iter(tools.validation.values()))
                 sheet = prediction_sheet(sam, source, settings.pictures)
             tools.watch.validation(done, row, sheet)
-        tools.watch.restart_clock()
 
 
 def trained_model(

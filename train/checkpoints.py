@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from sam_jax.training.config import TrainConfig
+from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.step import TrainState
 
 KEPT = 2
@@ -75,9 +75,7 @@ class Checkpoints:
         return self._manager.restore(step, args=args)["state"]
 
     def _check_data(self, before: dict) -> None:
-        now = _as_json(dataclasses.asdict(self._config))
-        # Fields that came later were at their defaults.
-        before = _as_json(dataclasses.asdict(TrainConfig())) | before
+        now, before = _as_json(dataclasses.asdict(self._config)), _completed(before)
         for name in DATA_FIELDS:
             if _positions(before).get(name) != _positions(now)[name]:
                 raise ValueError(
@@ -98,6 +96,17 @@ def _positions(config: dict) -> dict:
     """The config without the length of its last stage: a run may be made longer."""
     *stages, last = config["stages"]
     return config | {"stages": [*stages, last | {"steps": None}]}
+
+
+def _completed(config: dict) -> dict:
+    """A config that was saved, with the fields that came later: they were at their defaults."""
+    stage = dataclasses.asdict(Stage(steps=0, image_size=0, batch_size=0, max_masks=0))
+    result = dict(config)
+    for name, value in dataclasses.asdict(TrainConfig()).items():
+        there = config.get(name, value)
+        result[name] = value | there if isinstance(value, dict) else there
+    result["stages"] = [stage | one for one in config["stages"]]
+    return _as_json(result)
 
 
 def _as_json(value: Any) -> Any:

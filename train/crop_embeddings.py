@@ -162,7 +162,7 @@ class CropCache:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tower):
             digest.update(jax.tree_util.keystr(path).encode())
             digest.update(np.ascontiguousarray(leaf).data)
-        files_digest(digest, files)
+        files_digest(digest, source, files)
         return digest.hexdigest()[:16]
 
     def _fill(self, source: Source, ends: np.ndarray, file: Path, kept: Path) -> None:

@@ -41,6 +41,10 @@ KINDS = {
     ),
     "box": Kind("Stated boxes that are not the box of the mask."),
     "area": Kind("Stated areas that are not the area of the mask."),
+    "no usable mask": Kind(
+        "Pictures whose masks are all empty, tiny or nearly the whole picture. Training hardly "
+        "ever takes them."
+    ),
     "no masks": Kind("Pictures without masks. They are never trained on.", grave=False),
     "large": Kind(f"Masks over {LARGE:.0%} of the picture. Training leaves them out.", False),
     "tiny": Kind(f"Masks of fewer than {TINY} pixels. They may be dirt.", grave=False),
@@ -174,8 +178,11 @@ def measure(source: Source, index: int) -> Measured:
             found(kind, f"mask {number}: {detail}", number)
     for note in record.get("notes", ()):
         found("damaged map", note)
+    most = LARGE * image_hw[0] * image_hw[1]
     if not record["rles"]:
         found("no masks", "no masks")
+    elif areas and not any(TINY <= area <= most for area in areas):
+        found("no usable mask", f"{len(areas)} masks, none of {TINY} to {most:.0f} pixels")
     return Measured(image_hw, np.array(areas, float), problems)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -178,22 +178,33 @@ def fingerprint(
 ) -> str:
     """What the embeddings of a source depend on, as 16 hexadecimal digits.
 
-    Files count by path, size and time of change, not by content.
+    Files count by path, size and time of change, not by content (`files_digest`).
     """
     digest = hashlib.sha256(f"{image_size} {config.dtype} {len(source)} {source!r}".encode())
     encoder = variables["params"]["image_encoder"]
     for path, leaf in jax.tree_util.tree_leaves_with_path(encoder):
         digest.update(jax.tree_util.keystr(path).encode())
         digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)
-    files_digest(digest, files)
+    files_digest(digest, source, files)
     return digest.hexdigest()[:16]
 
 
-def files_digest(digest: Any, files: Path | None) -> None:
-    """Adds path, size and time of change of all files at or under `files` to a hash."""
-    for path in _walk(files) if files is not None else ():
-        about = path.stat()
-        digest.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode())
+def files_digest(digest: Any, source: Source, files: Path | None) -> None:
+    """Adds path, size and time of change of a source's files to a hash.
+
+    They are those that the source names (`files()`), or else all at or under `files`.
+    """
+    if hasattr(source, "files"):
+        paths: Iterable[Path] = source.files()
+    else:
+        paths = _walk(files) if files is not None else ()
+    for path in paths:
+        try:
+            about = path.stat()
+        except OSError:
+            digest.update(f"{path} is missing".encode())
+        else:
+            digest.update(f"{path} {about.st_size} {about.st_mtime_ns}".encode())
 
 
 def _walk(files: Path) -> Iterator[Path]:

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.load import Sam
 from sam_jax.data.open_source import open_source
-from sam_jax.data.sources import RecordError, Source
+from sam_jax.data.sources import RecordError, Source, read_checked
 from sam_jax.evaluation import described
 from sam_jax.evaluation.clicks import names_of
 from sam_jax.evaluation.single_point import measure_source
@@ -148,7 +148,7 @@ def _records(source: Source, count: int) -> Iterator[tuple[dict[str, Any], list[
         if count <= 0:
             return
         try:
-            record = source[index]
+            record = read_checked(source, index)
         except RecordError:
             continue
         masks = [mask.astype(bool) for mask in map(decode, record["rles"]) if mask.any()]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,6 @@ class Watch:
                 self._board.add_image("validation", pictures, step, dataformats="HWC")
         if self._board is not None:
             self._board.flush()
-        self.restart_clock()
 
     def trace(self, step: int, last: Any = None) -> None:
         """Called before each step: begins and ends the profile where its steps begin and end.
@@ -158,7 +159,8 @@ class Watch:
             self._tracing = True
         elif self._tracing and step >= first + count:
             jax.block_until_ready(last)
-            self._end_trace()
+            with self.paused():
+                self._end_trace()
 
     def _end_trace(self) -> None:
         jax.profiler.stop_trace()
@@ -167,7 +169,6 @@ class Watch:
             f"profile: {self._folder / 'profile'}; open its perfetto_trace.json.gz at "
             "https://ui.perfetto.dev, or the folder in TensorBoard or XProf"
         )
-        self.restart_clock()
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar where there is one."""
@@ -177,8 +178,17 @@ class Watch:
             print(text, flush=True)
 
     def restart_clock(self) -> None:
-        """What happened since the last call (saving, validating) is not counted as training."""
+        """The time of the next steps counts from here on."""
         self._since = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens within (saving, validating) is not counted as training."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - start
 
     def close(self) -> None:
         """Ends bar, files and profile, and names what the loader skipped."""

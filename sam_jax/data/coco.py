@@ -92,6 +92,11 @@ class CocoJson:
     def __repr__(self) -> str:
         return f"CocoJson({str(self.path)!r}, {str(self.images)!r})"
 
+    def files(self) -> list[Path]:
+        """The JSON and the pictures, whether they are there or not."""
+        names = (self._images[key]["file_name"] for key in self._ids)
+        return [self.path, *(_place(self.images, name) for name in names)]
+
     def mask_count(self, index: int) -> int:
         """How many masks record `index` has, without reading them."""
         return len(self._annotations[self._ids[index]])

@@ -95,11 +95,15 @@ class MaskFolder:
             return pictures, find_images(self.masks)
         files = find_images(self.images)
         lossy = {_stem(p, self.images): p for p in files if p.suffix.lower() in _LOSSY}
-        every = {_stem(p, self.images) for p in files}
+        mapped = {_stem(p, self.images) for p in files if p.suffix.lower() not in _LOSSY}
+        every = mapped | set(lossy)
         masks = []
         for path in files:
             stem = _stem(path, self.images)
-            if lossy.get(stem, path) != path or _owner(stem, every - {stem}) is not None:
+            own = lossy.get(stem, path)
+            if own == path and path.suffix.lower() in _LOSSY and stem in mapped:
+                pictures[stem] = path  # it has a label map, whatever its name
+            elif own != path or _owner(stem, every - {stem}) is not None:
                 masks.append(path)
             else:
                 pictures[stem] = path
@@ -168,19 +172,21 @@ def _read_map(path: Path, name: str, notes: list[str]) -> list[dict]:
     values, pixels = _counts(labels)
     if palette and len(values) > 1 and values[-1] == _VOID:
         values, pixels = values[:-1], pixels[:-1]
+    dense = np.zeros(labels.shape, np.int32)
+    if len(values):
+        order = np.minimum(np.searchsorted(values, labels), len(values) - 1)
+        dense = np.where(values[order] == labels, order + 1, 0).astype(np.int32)
     if len(values) > 1 and _is_soft(values, pixels):
-        return [_soft_mask(labels, path, notes)]
+        grey = values < values[-1] * 15 / 16
+        if 2 * (_thin_labels(dense, pixels) & grey).sum() > grey.sum():  # and no objects
+            return [_soft_mask(labels, path, notes)]
     if len(values) > _MOST_LABELS:
         raise RecordError(
             f"{name}: {path.name} holds {len(values)} different values: anti-aliased or saved "
             f"with loss, or no label map (at most {_MOST_LABELS} objects are read)",
             "mask",
         )
-    dense = np.zeros(labels.shape, np.int32)
-    if len(values):
-        order = np.minimum(np.searchsorted(values, labels), len(values) - 1)
-        dense = np.where(values[order] == labels, order + 1, 0).astype(np.int32)
-    thin = _thin_labels(dense, pixels) if len(values) > _MANY else 0
+    thin = int(_thin_labels(dense, pixels).sum()) if len(values) > _MANY else 0
     if 2 * thin > len(values):
         notes.append(
             f"{path.name} has {len(values)} values, of which {thin} are nowhere wider than two "
@@ -189,12 +195,15 @@ def _read_map(path: Path, name: str, notes: list[str]) -> list[dict]:
     return rle_ops.encode_groups(dense, [[k + 1] for k in range(len(values))])
 
 
-def _thin_labels(dense: np.ndarray, pixels: np.ndarray) -> int:
-    """How many labels 1..L lie nearly everywhere beside another: edges and noise, not objects.
+def _thin_labels(dense: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """Which labels 1..L lie nearly everywhere beside another: edges and noise, not objects.
 
     Args:
       dense: int [H, W], values 0..L.
       pixels: int [L], how many pixels each label has.
+
+    Returns:
+      bool [L].
     """
     beside = np.zeros(dense.shape, bool)
     rows, columns = dense[1:] != dense[:-1], dense[:, 1:] != dense[:, :-1]
@@ -203,7 +212,7 @@ def _thin_labels(dense: np.ndarray, pixels: np.ndarray) -> int:
     beside[:, 1:] |= columns
     beside[:, :-1] |= columns
     edges = np.bincount(dense[beside], minlength=len(pixels) + 1)[1:]
-    return int((edges >= 0.9 * pixels).sum())
+    return edges >= 0.9 * pixels
 
 
 def _read_mask(path: Path, name: str, notes: list[str]) -> dict:

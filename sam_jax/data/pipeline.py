@@ -57,7 +57,7 @@ def batches(
     Raises:
       ValueError: no sources, an empty source, a weight that is not positive, a batch size that
         the processes cannot share equally, or no grain.
-      RuntimeError: while reading, when 50 records of a source in a row cannot be used.
+      ValueError: while reading, when 50 records of a source in a row cannot be used.
     """
     _check_sources(sources)
     if config.batch_size % process_count or not 0 <= process_index < process_count:
@@ -175,8 +175,11 @@ def _usable_sample(
         if skipped.setdefault(key, reason) is reason:  # the first time, whatever the thread
             log.warning("skipped record %d of source %d (%s)", index, number, reason)
         index = int(rng.integers(len(source)))
-    raise RuntimeError(
-        f"{_REPLACEMENTS} records in a row of {_brief(source)} cannot be used; the last: {reason}"
+    raise ValueError(
+        f"{_REPLACEMENTS} records in a row of {_brief(source)} cannot be used; the last: {reason}. "
+        f"Masks are used from {config.min_mask_pixels} pixels in a frame of {config.image_size} on "
+        f"(min_mask_pixels) up to {config.max_mask_fraction:.0%} of the picture; `python -m "
+        "train.check_data` says what is there"
     )
 
 

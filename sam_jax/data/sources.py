@@ -31,6 +31,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from sam_jax.data.images import ImageError, find_images, read_image
+from sam_jax.ops import rle as rle_ops
 
 Record = dict[str, Any]
 
@@ -45,6 +46,22 @@ class RecordError(ValueError):
     def __init__(self, message: str, kind: str = "record"):
         super().__init__(message)
         self.kind = kind
+
+
+def read_checked(source: Source, index: int) -> Record:
+    """Record `index` with masks that can all be decoded.
+
+    Raises:
+      RecordError: it cannot be read, or one of its masks cannot.
+    """
+    record = source[index]
+    for number, mask in enumerate(record.get("rles", ())):
+        try:
+            rle_ops.read_counts(mask)
+        except ValueError as error:
+            name = record.get("name", index)
+            raise RecordError(f"{name}: mask {number}: {error}", "mask") from error
+    return record
 
 
 class Source(Protocol):

@@ -263,8 +263,12 @@ class _State:
         else:
             mask.removed_by = event["who"] if kind == "remove" else None
             old = self.masks.get(mask.event.get("replaces"))
-            if old is not None:  # a correction that is removed brings back what it corrected
-                old.replaced_by = None if mask.removed_by else mask.event["id"]
+            if old is None:
+                return
+            if not mask.removed_by:
+                old.replaced_by = mask.event["id"]
+            elif old.replaced_by == mask.event["id"]:  # brings back what it corrected
+                old.replaced_by = None
 
 
 def is_store(path: str | os.PathLike) -> bool:
@@ -304,6 +308,11 @@ class StoreSource:
 
     def __repr__(self) -> str:
         return f"StoreSource({str(self.path)!r})"
+
+    def files(self) -> list[Path]:
+        """What was drawn, and the pictures, whether they are there or not."""
+        events = sorted(path for path in (self.path / "events").rglob("*") if path.is_file())
+        return [*events, *(self.photos / name for name in self._names)]
 
     def __getitem__(self, index: int) -> Record:
         """Record `index`, in the order of the names.

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 STORE = "sam_jax_store"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -218,8 +219,7 @@ def serve(store: Any, args: argparse.Namespace) -> None:
     hosts = {name.strip("[]") for name in LOOPBACK} if local else None
     app = make_app(annotation, hosts, token)
     listener = _listen(args.host, args.port)
-    shown = f"[{args.host}]" if ":" in args.host else args.host
-    link = f"http://{shown}:{listener.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    link = link_to(args.host, listener.getsockname()[1], token)
     assistant.start(store.names())
     if filler:
         filler.start()
@@ -246,6 +246,12 @@ def _opener(load: Callable, model: str) -> Callable[[], Any]:
     if model not in NAMES and not Path(model).exists():
         raise ValueError(f"--model: expected {', '.join(NAMES)} or a file, got {model}")
     return lambda: load(model)
+
+
+def link_to(host: str, port: int, token: str | None) -> str:
+    """The page's address, with the token that opens it."""
+    shown = f"[{host}]" if ":" in host else host
+    return f"http://{shown}:{port}/" + (f"?token={quote(token, safe='')}" if token else "")
 
 
 def _listen(host: str, port: int) -> Any:

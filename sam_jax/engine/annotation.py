@@ -195,6 +195,12 @@ class Annotation:
             if mask is None:
                 raise HTTPException(404, "id: no such mask on this photo")
             if mask.removed_by is not None:
+                corrected = self.store.masks(name).get(mask.event.get("replaces"))
+                if corrected is not None and corrected.replaced_by is not None:
+                    raise HTTPException(
+                        409,
+                        "id: what this mask corrected has another correction; remove that first",
+                    )
                 self.store.add("restore", name, who, mask=key)
         return {"ok": True}
 

@@ -6,7 +6,7 @@ import io
 import json
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ def files(store: Store, form: str) -> Iterator[tuple[str, bytes]]:
     Args:
       store: whose masks.
       form: "sa1b", NAME.json for each photo; "coco", one instances.json; "png", NAME.png for each,
-        a label map in which smaller masks lie above larger ones.
+        a label map in which smaller masks lie above larger ones. Of a.jpg and a.png in one folder
+        the second's is a_png.
 
     Raises:
       ValueError: another form.
@@ -34,10 +35,12 @@ def files(store: Store, form: str) -> Iterator[tuple[str, bytes]]:
     if form == "coco":
         yield "instances.json", json.dumps(_coco(store)).encode()
     elif form in ("sa1b", "png"):
-        for name, masks in each_photo(store):
-            stem = str(Path(name).with_suffix("").as_posix())
+        photos = list(each_photo(store))
+        stems = _stems({*store.names(), *(name for name, _ in photos)})
+        for name, masks in photos:
+            stem = stems[name]
             if form == "sa1b":
-                yield f"{stem}.json", json.dumps(_sa1b(name, masks)).encode()
+                yield f"{stem}.json", json.dumps(_sa1b(name, masks, stem)).encode()
             else:
                 yield f"{stem}.png", _label_map(masks)
     else:
@@ -51,14 +54,16 @@ def to_folder(store: Store, form: str, out: Path) -> int:
       How many files were written.
 
     Raises:
-      ValueError: another form.
+      ValueError: another form, or a file would take the place of a photograph.
       OSError: `out` cannot be written to.
     """
     from sam_jax.inference.files import write_atomically
 
-    count = 0
+    count, photos = 0, {(store.photos / name).resolve() for name in store.names()}
     for name, content in files(store, form):
         target = out / name
+        if target.resolve() in photos:
+            raise ValueError(f"out: {target} is one of the photographs; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, lambda file, content=content: file.write(content))
         count += 1
@@ -100,8 +105,22 @@ def _record(mask: Mask) -> dict[str, Any]:
     }
 
 
-def _sa1b(name: str, masks: list[Mask]) -> dict[str, Any]:
-    stem = str(Path(name).with_suffix("").as_posix())
+def _stems(names: Iterable[str]) -> dict[str, str]:
+    """Names without suffixes, but where photographs differ in nothing else."""
+    result, taken = {}, set()
+    for name in sorted(names, key=lambda name: (not name.lower().endswith(".jpg"), name)):
+        path = Path(name)
+        stem = path.with_suffix("").as_posix()
+        if stem in taken:
+            stem += f"_{path.suffix[1:].lower()}"
+        while stem in taken:
+            stem += "_"
+        taken.add(stem)
+        result[name] = stem
+    return result
+
+
+def _sa1b(name: str, masks: list[Mask], stem: str) -> dict[str, Any]:
     hw = tuple(masks[0].event["size"])
     return document([_record(mask) for mask in masks], Path(name).name, stem, hw)
 

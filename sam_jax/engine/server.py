@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -121,7 +122,7 @@ class _Guard:
     async def _answer(self, request: Request, function: Callable[[str], Any]) -> Response:
         self._check(request)
         try:
-            who = checks.annotator(request.headers.get("x-annotator"))
+            who = checks.annotator(unquote(request.headers.get("x-annotator") or ""))
             self._limit(f"{request.client.host if request.client else ''} {who}")
             result = await run_in_threadpool(function, who)
         except NotReady as error:

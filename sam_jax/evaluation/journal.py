@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_jax.ahead import read_ahead
-from sam_jax.data.sources import RecordError
+from sam_jax.data.sources import RecordError, read_checked
 
 
 class Journal:
@@ -183,7 +183,7 @@ def _readable(source: Any) -> Callable[[int], Any]:
 
     def read(index: int) -> Any:
         try:
-            return source[index]
+            return read_checked(source, index)
         except RecordError as error:
             return error
 

@@ -94,6 +94,30 @@ def test_one_folder_for_both(tmp_path):
         assert_is_labels(source[i])
 
 
+def test_numbered_photos_with_maps_of_their_own(tmp_path):
+    for name in ("beach", "beach_2", "beach_3"):
+        picture(tmp_path / f"{name}.jpg")
+        save(tmp_path / f"{name}.png", LABELS)
+    source = MaskFolder(tmp_path)
+    names = [source[i]["name"] for i in range(len(source))]
+    assert names == ["beach.jpg", "beach_2.jpg", "beach_3.jpg"] and not source.damage
+    for i in range(3):
+        assert_is_labels(source[i])
+
+
+def test_objects_of_grey_values_are_no_blur(tmp_path):
+    labels = np.zeros((60, 90), np.uint8)
+    for k, value in enumerate((51, 102, 153, 204)):
+        labels[2:10, 2 + 12 * k : 10 + 12 * k] = value
+    labels[20:55, 5:85] = 255
+    picture(tmp_path / "images" / "a.jpg", hw=labels.shape)
+    save(tmp_path / "masks" / "a.png", labels)
+    record = MaskFolder(tmp_path / "images", tmp_path / "masks")[0]
+    expected = [labels == value for value in (51, 102, 153, 204, 255)]
+    np.testing.assert_array_equal(masks_of(record), expected)
+    assert not record["notes"]
+
+
 def test_borders_of_pascal_voc_and_single_masks(tmp_path):
     picture(tmp_path / "images" / "voc.jpg")
     picture(tmp_path / "images" / "one.jpg")

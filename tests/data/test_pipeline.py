@@ -277,7 +277,8 @@ def test_damaged_counts_are_a_record_error():
 def test_a_source_without_usable_records_stops_the_run():
     blank = {"image": np.zeros((8, 8, 3), np.uint8), "rles": [], "name": "blank"}
     reader = batches([([blank], 1.0)], STILL, threads=0)
-    with pytest.raises(RuntimeError, match="50 records in a row of .* the last: blank: no mask"):
+    sentence = "50 records in a row of .* the last: blank: no mask .*min_mask_pixels"
+    with pytest.raises(ValueError, match=sentence):
         next(reader)
 
 

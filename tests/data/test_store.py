@@ -47,7 +47,10 @@ def test_masks_are_what_the_events_leave(photos, tmp_path):
     assert list(store.alive("a.jpg")) == [one, three]
     store.add("remove", "a.jpg", "bob", mask=three)
     assert list(store.alive()) == [one, two], "a correction that is removed brings back the old"
+    other = add(store, x0=7, replaces=two)
+    store.add("remove", "a.jpg", "bob", mask=other)
     store.add("restore", "a.jpg", "bob", mask=three)
+    store.add("remove", "a.jpg", "bob", mask=other)  # it no longer is what stands for the old one
     store.add("remove", "a.jpg", "bob", mask=one)
     store.add("label", "a.jpg", "bob", mask=three, label="red cup")
     store.add("photo", "a.jpg", "bob", done=True, seconds=3.5)
@@ -58,7 +61,7 @@ def test_masks_are_what_the_events_leave(photos, tmp_path):
         assert seen.masks()[two].replaced_by == three and seen.masks()[one].removed_by == "bob"
         assert seen.done() == {"a.jpg": True}
         np.testing.assert_array_equal(decode(seen.alive()[three].rle), mask_of(6, 7))
-        assert [e["event"] for e in seen.events()].count("remove") == 3
+        assert [e["event"] for e in seen.events()].count("remove") == 5
     store.close()
 
 

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sam_jax.cli import main
 from sam_jax.data.open_source import open_source
@@ -13,7 +14,7 @@ from sam_jax.data.store import MODEL, Store
 from sam_jax.engine import ledger
 from sam_jax.engine.export import to_folder
 from sam_jax.engine.filling import fill, unfilled
-from sam_jax.ops.rle import decode, encode
+from sam_jax.ops.rle import area, decode, encode
 from tests.engine.conftest import HW, rectangle
 
 
@@ -118,6 +119,26 @@ def test_exports_are_read_again(store, tmp_path):
     assert [one["name"] for one in names] == ["cup", "object"]
     with pytest.raises(ValueError, match="sa1b, coco, png"):
         to_folder(store, "xml", tmp_path / "x")
+
+
+def test_photos_that_differ_in_their_suffix_alone_are_exported_apart(photos, tmp_path):
+    Image.open(photos / "a.png").save(photos / "a.jpg")
+    store = Store(tmp_path / "store", photos)
+    person(store, A, "a.jpg")
+    person(store, B, "a.png")
+    assert to_folder(store, "png", tmp_path / "png") == 2
+    assert {path.name for path in (tmp_path / "png").iterdir()} == {"a.png", "a_png.png"}
+    to_folder(store, "sa1b", tmp_path / "sa1b")
+    records = open_source(tmp_path / "sa1b")
+    assert [area(records[i]["rles"][0]) for i in range(2)] == [A.sum(), B.sum()]
+
+
+def test_no_export_takes_the_place_of_a_photo(store):
+    person(store, A)
+    before = (store.photos / "a.png").read_bytes()
+    with pytest.raises(ValueError, match="a.png is one of the photographs"):
+        to_folder(store, "png", store.photos)
+    assert (store.photos / "a.png").read_bytes() == before
 
 
 def test_the_automatic_stage_and_exports_from_the_command_line(photos, tmp_path, capsys):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import zipfile
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from starlette.testclient import TestClient  # noqa: E402
 
 from sam_jax.data.store import MODEL, Store  # noqa: E402
 from sam_jax.engine import server  # noqa: E402
+from sam_jax.engine.annotate import link_to  # noqa: E402
 from sam_jax.engine.annotation import Annotation  # noqa: E402
 from sam_jax.engine.assistant import Assistant  # noqa: E402
 from sam_jax.ops.rle import decode, encode, uncompressed  # noqa: E402
@@ -276,8 +278,35 @@ def test_names_of_annotators(client, store):
     for name in ("model", "a" * 65, "<b>", "a/b", "\u00e9\u00e9;"):
         answer = client.get("/api/info", headers={"X-Annotator": name.encode()})
         assert answer.status_code == 400, name
-    client.post("/api/masks", json=body(), headers={"X-Annotator": "Ann Lee-2"})
-    assert [event["who"] for event in store.events()] == ["Ann Lee-2"]
+    names = ["Ann Lee-2", "\u0141ukasz", "\u5c71\u7530"]
+    for name in names:  # as the page sends them
+        answer = client.post("/api/masks", json=body(), headers={"X-Annotator": quote(name)})
+        assert answer.status_code == 201
+    assert [event["who"] for event in store.events()] == names
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::1"])
+def test_the_link_that_is_printed_opens_the_page(store, assistant, host):
+    token = "a+b&c%41 d"
+    link = urlsplit(link_to(host, 8000, token))
+    assert link.hostname == host and link.port == 8000
+    with TestClient(server.make_app(Annotation(store, assistant, "small"), None, token)) as client:
+        opened = client.get(f"/?{link.query}", follow_redirects=False)
+        assert opened.status_code == 303 and client.get("/api/photos").status_code == 200
+    assert link_to("localhost", 8000, None) == "http://localhost:8000/"
+
+
+def test_a_correction_is_not_restored_beside_another(client, store):
+    first = client.post("/api/masks", json=body()).json()["id"]
+    second = client.post("/api/masks", json=body(replaces=first)).json()["id"]
+    client.post("/api/masks/remove", json=body(id=second))
+    third = client.post("/api/masks", json=body(replaces=first)).json()["id"]
+    answer = client.post("/api/masks/restore", json=body(id=second))
+    assert answer.status_code == 409 and "another correction" in answer.json()["error"]
+    assert list(store.alive()) == [third]
+    client.post("/api/masks/remove", json=body(id=third))
+    assert client.post("/api/masks/restore", json=body(id=second)).status_code == 200
+    assert list(store.alive()) == [second]
 
 
 def test_another_host_name_and_no_token_get_nothing(store, assistant):

@@ -41,8 +41,8 @@ def write(folder, name, masks, hw=HW, **says):
 GOOD = filled(10, 5, 40, 30)  # box [10, 5, 30, 25], area 750
 CASES = {
     "empty": ([GOOD, filled(0, 0, 0, 0)], {}, "mask 1: no pixel"),
-    "large": ([filled(0, 0, 90, 55)], {}, "mask 0: 91.7% of the picture"),
-    "tiny": ([filled(3, 3, 6, 6)], {}, "mask 0: 9 pixels"),
+    "large": ([filled(0, 0, 90, 55), GOOD], {}, "mask 0: 91.7% of the picture"),
+    "tiny": ([filled(3, 3, 6, 6), GOOD], {}, "mask 0: 9 pixels"),
     "duplicate": ([GOOD, filled(1, 1, 9, 9), GOOD], {}, "mask 2 is mask 0"),
     "box": (
         [GOOD],
@@ -68,6 +68,14 @@ def test_each_kind_is_found_and_nothing_else(tmp_path, kind):
     (problem,) = findings.kept[kind]
     assert problem[:2] == (kind, "a.json") and problem.detail.startswith(detail)
     assert findings.grave == KINDS[kind].grave
+
+
+def test_pictures_that_nothing_is_trained_on(tmp_path):
+    write(tmp_path, "a", [filled(3, 3, 6, 6), filled(0, 0, 90, 55)])
+    findings, _ = check(Sa1bFolder(tmp_path), np.arange(1))
+    assert findings.counts == {"tiny": 1, "large": 1, "no usable mask": 1} and findings.grave == 1
+    (problem,) = findings.kept["no usable mask"]
+    assert problem.detail == "2 masks, none of 16 to 4860 pixels"
 
 
 def test_what_is_stated_as_in_sa_1b_and_coco_is_right(tmp_path):
@@ -202,7 +210,7 @@ def test_notes_crowds_and_what_a_source_left_out(tmp_path):
 def test_many_problems_are_counted_and_few_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("train.data_problems.KEPT", 3)
     for k in range(5):
-        write(tmp_path, f"{k}", [filled(3, 3, 6, 6)])
+        write(tmp_path, f"{k}", [filled(3, 3, 6, 6), GOOD])
     table = io.StringIO()
     findings, _ = check(Sa1bFolder(tmp_path), np.arange(5), 2, table)
     assert findings.counts == {"tiny": 5} and len(findings.kept["tiny"]) == 3

@@ -1,6 +1,8 @@
 """Embeddings made once: the same as encoding, resumable, and trained on without the encoder."""
 
 import dataclasses
+import hashlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,16 +11,19 @@ import pytest
 from PIL import Image
 
 from sam_jax.data.mask_folders import MaskFolder
+from sam_jax.data.open_source import open_source
 from sam_jax.data.pipeline import PipelineConfig
 from sam_jax.data.samples import make_sample, whole_frame
 from sam_jax.data.sources import RecordError
+from sam_jax.data.store import Store
 from sam_jax.models.sam import SamModel, init, normalise
+from sam_jax.ops.rle import encode
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.step import init_state, make_step
 from tests.training.test_step import CONFIG, SMALL, STAGE
 from train import embeddings
 from train.data import stage_batches
-from train.embeddings import Cache, fingerprint
+from train.embeddings import Cache, files_digest, fingerprint
 
 PLAIN = {
     "flip": False,
@@ -116,6 +121,32 @@ def test_the_fingerprint_is_of_weights_size_precision_and_files(data, variables)
     other["params"]["image_encoder"]["pos_embed"] += 1e-6
     assert key(other) != first
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(data / "own" / "images" / "0.png")
+    assert key() != first
+
+
+@pytest.mark.parametrize("form", ["coco.json", "coco.json:images", "store"])
+def test_a_changed_picture_counts_wherever_it_lies(tmp_path, form):
+    def key():
+        digest = hashlib.sha256()
+        files_digest(digest, open_source(tmp_path / form), tmp_path / form)
+        return digest.hexdigest()
+
+    picture = tmp_path / "images" / "a.png"
+    picture.parent.mkdir()
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(picture)
+    mask = encode(np.eye(9, dtype=bool))
+    document = {
+        "images": [{"id": 1, "file_name": "a.png", "height": 9, "width": 9}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": mask}],
+    }
+    (tmp_path / "coco.json").write_text(json.dumps(document))
+    store = Store(tmp_path / "store", tmp_path / "images")
+    store.add("mask", "a.png", "ann", **mask)
+    first = key()
+    (tmp_path / "store" / "embeddings").mkdir()
+    (tmp_path / "store" / "embeddings" / "a.npy").write_bytes(b"of the annotation page")
+    assert key() == first
+    Image.fromarray(np.ones((9, 9, 3), np.uint8)).save(picture)
     assert key() != first
 
 

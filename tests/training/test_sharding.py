@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -136,6 +137,21 @@ def test_a_checkpoint_of_other_data_or_another_model_is_refused(tmp_path):
     reader = Checkpoints(tmp_path, other)
     with pytest.raises(ValueError, match=r"of another model .* arrays differ: .* has shape \["):
         reader.restore(0, fresh, places)
+    reader.close()
+
+
+def test_a_checkpoint_from_before_a_field_was_there(tmp_path):
+    saved = json.loads(json.dumps(dataclasses.asdict(CONFIG)))
+    for part, name in ((saved, "repeat_masks"), (saved["text"], "blends")):
+        del part[name]
+    for stage in saved["stages"]:
+        del stage["mask_size"]
+    reader = Checkpoints(tmp_path, CONFIG)
+    reader._check_data(saved)
+    saved["stages"][0]["mask_size"] = 8
+    saved["text"]["share"] = 0.5
+    with pytest.raises(ValueError, match="was started with"):
+        reader._check_data(saved)
     reader.close()
 
 

@@ -1,5 +1,7 @@
 """What is measured during a run, on a small model and photographs with masks of its own."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,6 +9,7 @@ from PIL import Image
 from sam_jax.evaluation.single_point import measure_source
 from sam_jax.inference.predictor import Predictor
 from sam_jax.training.config import ValidationConfig
+from tests.evaluation.fakes import write_sa1b
 from tests.small import photo, small_sam
 from train.validation import automatic_recall, open_data, prediction_sheet, validate
 
@@ -37,6 +40,19 @@ def test_the_numbers_are_the_means_of_what_is_measured(root):
     assert len(rows) == 4, "two photographs of two masks"
     for name in ("1", "1 oracle", "2", "box"):
         assert row[f"val/own/{name}"] == pytest.approx(np.mean([r[name] for r in rows]))
+
+
+def test_a_mask_that_cannot_be_decoded_is_left_out(tmp_path, capsys):
+    folder = write_sa1b(tmp_path / "d", ("a", "b"))
+    document = json.loads((folder / "a.json").read_text())
+    document["annotations"][1]["segmentation"]["counts"] = "1"
+    (folder / "a.json").write_text(json.dumps(document))
+    config = ValidationConfig(data=("d",), clicks=1, automatic=2, points_per_side=1)
+    sources, sam = open_data(config, str(tmp_path)), small_sam()
+    row = validate(sam, sources, config)
+    assert "skipped a.json: mask 1: " in capsys.readouterr().out
+    (folder / "a.json").unlink()
+    assert row == validate(sam, open_data(config, str(tmp_path)), config)
 
 
 def test_recall_counts_the_best_mask_of_each(root):

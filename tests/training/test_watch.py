@@ -37,6 +37,20 @@ def test_lines_and_files(tmp_path, capsys):
     assert "of peak" in lines[0] and "of peak" not in lines[1]
 
 
+def test_time_that_is_no_training_does_not_count(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("train.watch.time.perf_counter", lambda: clock[0])
+    watch = Watch(tmp_path, 10)
+    clock[0] += 3  # two steps
+    with watch.paused():
+        clock[0] += 50  # a save
+    clock[0] += 3  # two more
+    row = watch.scalars(4, ROW, images=8)
+    watch.close()
+    assert row["seconds_per_step"] == pytest.approx(1.5)
+    assert row["images_per_second"] == pytest.approx(8 / 6)
+
+
 def test_a_terminal_gets_a_bar(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     watch = Watch(tmp_path, 10, 2)

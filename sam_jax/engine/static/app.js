@@ -172,10 +172,11 @@ function step(by) {
 // Masks
 
 async function save() {
-  if (!editor.area) return;
+  if (!editor.area || page.saving) return;
+  const { photo } = page;
   const { points, labels, box, text, strokes, label, candidates, chosen, painted, replaces } = editor.state;
   const body = {
-    photo: page.photo,
+    photo,
     mask: encode(editor.mask, editor.height, editor.width),
     prompts: { points, labels, box, text, strokes },
     seconds: Math.round(editor.tick() * 10) / 10,
@@ -183,17 +184,24 @@ async function save() {
     replaces,
     score: painted ? null : candidates[chosen]?.score ?? null,
   };
+  page.saving = true;
   try {
     const { id } = await post("/api/masks", body);
     calm();
-    editor.reset(editor.height, editor.width);
-    page.openedAt = performance.now();
-    page.chosen = id;
+    if (page.photo === photo) {
+      editor.reset(editor.height, editor.width);
+      page.openedAt = performance.now();
+      page.chosen = id;
+    } else {
+      page.drafts.delete(photo); // another photo was opened meanwhile
+    }
     await Promise.all([loadMasks(page.photo), loadPhotos()]);
     changed();
     say("saved");
   } catch (error) {
     complain(new Error(`not saved: ${error.message}`), save);
+  } finally {
+    page.saving = false;
   }
 }
 

@@ -21,7 +21,8 @@ export function setWho(value) {
 async function ask(path, options = {}) {
   let answer;
   try {
-    const headers = { "X-Annotator": name, ...options.headers };
+    // A header holds Latin-1 alone; names are of any script.
+    const headers = { "X-Annotator": encodeURIComponent(name), ...options.headers };
     answer = await fetch(path, { ...options, headers });
   } catch {
     throw new ServerError("the server does not answer", 0, "the server does not answer");
