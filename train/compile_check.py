@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from sam_jax.checkpoint.clip import load_clip
+from sam_jax.checkpoint.load import load
+from sam_jax.models.config import CONFIGS
 from sam_jax.models.sam import init
 from sam_jax.training.chips import Chip, chip_of
 from sam_jax.training.config import Stage, TrainConfig
@@ -29,7 +32,7 @@ from sam_jax.training.lora import add_adapters
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from sam_jax.training.step import TrainState, init_state, make_step
-from train.start import read_config
+from train.start import read_config, sized_like, with_image_sizes, with_text
 
 GB = 1e9
 QUIET = {
@@ -117,6 +120,20 @@ def slice_mesh(topology: str, fsdp: int) -> Mesh:
     return make_mesh(fsdp, found.devices)
 
 
+def resolved(config: TrainConfig) -> TrainConfig:
+    """The config with the sizes that `python -m train` would find in `init_from` and `text.clip`.
+
+    Raises:
+      ValueError: one of them cannot be read.
+    """
+    if config.init_from:
+        known = CONFIGS.get(config.init_from)  # the released weights need not be there
+        config = sized_like(config, known or load(config.init_from).config)
+    if config.text.clip:
+        config = with_text(config, load_clip(config.text.clip))
+    return with_image_sizes(config)
+
+
 def state_shapes(config: TrainConfig) -> TrainState:
     """Shapes of the state of a run; nothing is computed."""
 
@@ -142,8 +159,12 @@ def batch_shapes(config: TrainConfig, stage: Stage) -> dict[str, jax.ShapeDtypeS
         "boxes_xyxy": ((b, n, 4), jnp.float32),
         "mask_valid": ((b, n), jnp.bool_),
     }
+    if config.cache_embeddings:
+        grid = side // config.model.patch_size
+        shapes["embedding"] = ((b, grid, grid, config.model.embed_dim), jnp.float16)
+        del shapes["image"]
     if config.text.clip:
-        shapes["text"] = ((b, n, config.model.text_width), jnp.float32)
+        shapes["text"] = shapes["look"] = ((b, n, config.model.text_width), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 
@@ -333,7 +354,7 @@ def _arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def run(argv: list[str]) -> int:
     """The command but for its errors: 0 where the step fits one of the slices, else 1."""
     args, fields = _arguments(argv)
-    config = read_config(["--config", args.config, *fields])
+    config = resolved(read_config(["--config", args.config, *fields]))
     if not 1 <= args.stage <= len(config.stages):
         raise ValueError(f"--stage: expected 1 to {len(config.stages)}, got {args.stage}")
     stage = config.stages[args.stage - 1]

@@ -15,6 +15,7 @@ from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.load import load
 from sam_jax.checkpoint.mae import load_mae
 from sam_jax.models import sam as sam_model
+from sam_jax.models.config import SamConfig
 from sam_jax.training.config import TrainConfig
 from sam_jax.training.lora import add_adapters
 from sam_jax.training.scratch import structured_start
@@ -61,7 +62,7 @@ def starting_point(
     """
     text = clip and clip.text_tower()
     if clip is not None and not config.init_from:
-        config = _with_text(config, clip)
+        config = with_text(config, clip)
     if config.init_encoder:
         if config.init_from:
             raise ValueError("init_encoder: expected alone, not together with init_from")
@@ -73,12 +74,10 @@ def starting_point(
                 "one of them out (--no-structured-start or --init-from '')"
             )
         start = load(config.init_from)
-        given = {name: getattr(config.model, name) for name in COMPUTED}
-        given["draw_boxes"] = config.model.draw_boxes or start.config.draw_boxes
-        config = dataclasses.replace(config, model=start.config.replace(**given))
+        config = sized_like(config, start.config)
         variables, text = dict(start.params), text or start.text
         if clip is not None and config.model.text_width != clip.config.embed_dim:
-            config = _with_text(config, clip)
+            config = with_text(config, clip)
             key = jax.random.key(config.seed)
             fresh = sam_model.init(config.model, key)["params"]
             prompts = variables["params"]["prompt_encoder"]
@@ -89,19 +88,34 @@ def starting_point(
         variables = sam_model.init(config.model, key)
         if config.structured_start:
             variables = structured_start(variables, config.model)
+    return with_image_sizes(config), variables, text
+
+
+def sized_like(config: TrainConfig, model: SamConfig) -> TrainConfig:
+    """The config with the sizes of another model, computed with as it says."""
+    given = {name: getattr(config.model, name) for name in COMPUTED}
+    given["draw_boxes"] = config.model.draw_boxes or model.draw_boxes
+    return dataclasses.replace(config, model=model.replace(**given))
+
+
+def with_image_sizes(config: TrainConfig) -> TrainConfig:
+    """The config with the model's image size in stages that have none.
+
+    Raises:
+      ValueError: a stage's image size does not suit the model.
+    """
     size = config.model.image_size
     stages = tuple(dataclasses.replace(s, image_size=s.image_size or size) for s in config.stages)
-    config = dataclasses.replace(config, stages=stages)
     for number, stage in enumerate(stages):
         if stage.image_size % config.model.patch_size:
             raise ValueError(
                 f"stages: stage {number + 1} has an image_size of {stage.image_size}; expected a "
                 f"multiple of the model's patch size {config.model.patch_size}"
             )
-    return config, variables, text
+    return dataclasses.replace(config, stages=stages)
 
 
-def _with_text(config: TrainConfig, clip: Clip) -> TrainConfig:
+def with_text(config: TrainConfig, clip: Clip) -> TrainConfig:
     """The config with a text head of the CLIP's width.
 
     Raises:

@@ -14,8 +14,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from sam_jax.models.config import CONFIGS
 from sam_jax.training.chips import V5E
 from sam_jax.training.config import DevicesConfig, Stage, TrainConfig
+from sam_jax.training.flops import step_flops
 from tests.training.test_train import CONFIG, ROOT
 from train.compile_check import (
     Report,
@@ -24,6 +26,7 @@ from train.compile_check import (
     describe,
     link_bytes,
     overflow,
+    resolved,
     row,
     state_shapes,
     suited,
@@ -53,6 +56,17 @@ def run(tmp_path, *more, without_libtpu=False):
         timeout=580,
         env=environment,
     )
+
+
+def test_the_sizes_are_those_of_what_a_run_starts_from(tmp_path):
+    config = runpy.run_path(str(ROOT / "configs" / "finetune.py"))["config"]()
+    for name, size in (("tiny", 512), ("vit_b", 1024)):
+        found = resolved(dataclasses.replace(config, init_from=name))
+        assert found.model.encoder_width == CONFIGS[name].encoder_width
+        assert batch_shapes(found, found.stages[0])["image"].shape[1:3] == (size, size)
+        assert step_flops(found, found.stages[0])[0] > 0
+    with pytest.raises(ValueError, match="nothing.pth"):
+        resolved(dataclasses.replace(config, init_from="nothing.pth"))
 
 
 def paper(name: str) -> TrainConfig:
