@@ -117,6 +117,15 @@ def verify(sam, path: Path, half: bool) -> None:
             f"one of {back.config.decoder_heads}, unless load(path, config=...) says "
             f"{sam.config.decoder_heads}, as the source has"
         )
+    if back.config.draw_boxes != sam.config.draw_boxes:
+        says, source = (
+            "draws boxes" if c.draw_boxes else "draws no boxes" for c in (back.config, sam.config)
+        )
+        print(
+            f"note: this format doesn't say whether boxes are drawn; {path} is taken for a model "
+            f"that {says}, where the source {source}: give load() its config (sam.config of the "
+            "source)"
+        )
     first, second = _answers(sam.config, sam.params, back.variables)
     for name, a in first.items():
         largest, difference = np.abs(a).max(), np.abs(a - second[name]).max()

@@ -144,13 +144,15 @@ class Sam:
         for record in batched_input:
             predictor = SamPredictor(self)
             predictor.set_torch_image(record["image"][None], record["original_size"])
-            masks, scores, logits = predictor.predict_torch(
+            found = predictor.predict_torch(
                 record.get("point_coords"),
                 record.get("point_labels"),
                 record.get("boxes"),
                 record.get("mask_inputs"),
                 multimask_output,
             )
+            # As tensors too where the image alone is one.
+            masks, scores, logits = (as_given(host(v), *record.values()) for v in found)
             outputs.append({"masks": masks, "iou_predictions": scores, "low_res_logits": logits})
         return outputs
 

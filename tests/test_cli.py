@@ -152,6 +152,26 @@ def test_points_and_a_box_are_one_prompt(call, folder, tmp_path):
     assert code == 0 and len(prompt["masks"]) == 1 and prompt["points"] == []
 
 
+def test_no_input_and_nothing_of_others_is_written_over(call, folder, tmp_path):
+    Image.open(folder / "photo.png").save("cup.png")
+    Image.fromarray(np.zeros((H, W), np.uint8)).save("a_mask.png")
+    Path("p.json").write_text('[{"box": [10, 10, 80, 50]}]')
+    Path("d.json").write_text('{"annotations": []}')
+    before = {path: path.read_bytes() for path in Path().iterdir()}
+    point = ("--point", 40, 30)
+    for arguments, message in (
+        (("cup.png", *point, "--out", "cup.png"), "cup.png would write over cup.png"),
+        (("cup.png", "--prompts", "p.json", "--out", "p.png"), "would write over p.json"),
+        (("cup.png", *point, "--mask", "a_mask.png", "--out", "a.png"), "over a_mask.png"),
+        (("cup.png", *point, "--out", "d.png"), "d.json, which would be written, holds something"),
+    ):
+        code, _, err = call(*arguments)
+        assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert before == {path: path.read_bytes() for path in Path().iterdir()}
+    for _ in range(2):  # its own results may be made anew
+        assert call("cup.png", *point, "--out", "e.png")[0] == 0
+
+
 def test_several_boxes_and_a_file_of_prompts(call, folder, tmp_path):
     boxes = [[10, 10, 80, 50], [3, 4, 30, 30]]
     code, out, _ = call(

@@ -171,6 +171,8 @@ def test_the_model_called_with_a_batch(pair):
         assert a.keys() == b.keys() and a["masks"].shape == b["masks"].shape
         assert (a["masks"] != b["masks"]).float().mean() < 1e-4
         torch.testing.assert_close(a["iou_predictions"], b["iou_predictions"], atol=1e-4, rtol=0)
+    (lone,) = own([{k: batch[0][k] for k in ("image", "original_size")}], False)
+    assert all(torch.is_tensor(value) for value in lone.values())
 
 
 @pytest.mark.torch

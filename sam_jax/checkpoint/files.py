@@ -245,7 +245,7 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
         if path.is_dir():
             orbax = (path / ORBAX_JSON).is_file()
             return _read_orbax(path, config) if orbax else _read_folder(path, config)
-        if path.suffix != ".safetensors":
+        if not _is_safetensors(path):
             return _from_tensors(path, read_pth(path), {}, config)
         return _from_tensors(path, *read_safetensors(path), config)
     except FileNotFoundError as error:
@@ -253,6 +253,15 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
         raise ValueError(f"path: there is no file or folder {missing}") from error
     except OSError as error:
         raise ValueError(f"path: can't read {path}: {error.strerror or error}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By its first bytes: a length, then JSON; by its name where it is too short to tell."""
+    with open(path, "rb") as file:
+        head = file.read(9)
+    if len(head) < 9:
+        return path.suffix.lower() == ".safetensors"
+    return head[8:] == b"{" and not head.startswith(b"PK")
 
 
 def _read_folder(path: Path, expected: SamConfig | None) -> Contents:
@@ -322,6 +331,8 @@ def _from_tensors(
             text_tower = Bundle(tower, dict(metadata)) if tower else None
             tensors = {k: t for k, t in tensors.items() if not k.startswith(before)}
             config = _agree(stated or infer_own(tensors), expected)
+            if stated is not None and same_shapes(stated, config):  # no shape tells of it
+                config = config.replace(draw_boxes=stated.draw_boxes)
             variables = names.from_own(tensors, config, str(path))
             return Contents(variables, config, name, text_tower)
         config = _agree(expected or infer_config(tensors), expected)

@@ -41,5 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the table that was asked for."""
+    """Runs the table that was asked for.
+
+    Raises:
+      ValueError: a negative number of images, or what the table says.
+    """
+    images = getattr(args, "images", 0)
+    if images < 0:
+        raise ValueError(f"--images: expected 0 (all) or more, got {images}")
     TABLES[args.table].run(args)

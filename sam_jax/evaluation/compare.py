@@ -171,11 +171,14 @@ def table(figures: dict[str, dict[str, dict[str, Any]]], names: list[str]) -> st
     from sam_jax.evaluation.single_point import title
 
     rows = []
+    # Of one image chance cannot be seen, nor in a mean over data sets that such a one is among.
+    fewest = min(one["images"] for prompts in figures.values() for one in prompts.values())
     for data, prompts in figures.items():
         for prompt, one in prompts.items():
             low, high = one["interval"]
-            ends = f"{low:+.4f} to {high:+.4f}" if one["images"] > 1 else "one image"
-            clear = one["images"] > 1 and (low > 0 or high < 0)
+            several = (fewest if data == "mean" else one["images"]) > 1
+            ends = f"{low:+.4f} to {high:+.4f}" if several else "one image"
+            clear = several and (low > 0 or high < 0)
             better = ("B" if low > 0 else "A") if clear else "not clear"
             numbers = [f"{one['a']:.4f}", f"{one['b']:.4f}", f"{one['difference']:+.4f}"]
             rows.append([data, str(one["masks"]), title(prompt), *numbers, ends, better])

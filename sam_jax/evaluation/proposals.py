@@ -62,7 +62,9 @@ def run(args: argparse.Namespace) -> None:
     Raises:
       ValueError: no data, no such model, or a bad number.
     """
-    side = args.points_per_side or (128 if args.single else 64)
+    side = args.points_per_side
+    if side is None:
+        side = 128 if args.single else 64
     nms = args.nms if args.nms is not None else (0.95 if args.single else 0.9)
     for name, value, low, high in (
         ("points-per-side", side, 1, 4096),

@@ -247,7 +247,7 @@ def table_rows(
     last = figures["mean" if len(tables) > 1 else next(iter(tables))]
     if len(tables) > 1:
         lines.append(["**mean**", str(last["masks"]), *(f"{last['iou'][p]:.3f}" for p in prompts)])
-    if last["images"] > 1:
+    if all(one["images"] > 1 for one in figures.values()):  # else chance cannot be seen
         halves = ((last["interval"][p][1] - last["interval"][p][0]) / 2 for p in prompts)
         lines.append(["+-", "", *(f"{half:.3f}" for half in halves)])
     for name, published in PAPER.items():
@@ -260,6 +260,8 @@ def drops(tables: dict[str, list[dict]]) -> list[str]:
     """A sentence wherever more clicks lower a mean by more than chance explains."""
     sentences = []
     for name, rows in tables.items():
+        if len({row["image"] for row in rows}) < 2:  # chance cannot be seen
+            continue
         counted = [p for p in clicking.names_of(rows) if p.isdigit()]
         for fewer, more in itertools.pairwise(counted):
             mean, low, high = _gain(rows, more, fewer)

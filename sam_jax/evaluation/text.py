@@ -40,7 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--embeddings", metavar="FILE", help="text embeddings by name, see above")
     add("--clip", metavar="PATH", help="a CLIP with both towers, for drawn scenes")
     add("--images", type=int, default=0, metavar="N", help="only the first N images")
-    add("--out", metavar="DIR", help="where rows and table go; a second run goes on there")
+    add(
+        "--out",
+        metavar="DIR",
+        help="where rows and table go; a second run goes on there, but for drawn scenes",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -29,6 +29,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
             os.fsync(file.fileno())  # so that a loss of power leaves no empty file either
         os.replace(written, path)
     except OSError as error:
+        if error.errno is None:  # an encoder's
+            raise OSError(f"{path}: {error}") from None
         raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
         written.unlink(missing_ok=True)

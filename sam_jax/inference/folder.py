@@ -129,7 +129,7 @@ class Folder:
         if self.form == "sa1b":
             about["photos"] = self.photos
         settings = json.loads(json.dumps({**about, **settings}))
-        if any(self._last(job).exists() for job in self._all):
+        if self._begun():
             try:
                 there = json.loads(path.read_text())
             except (OSError, ValueError) as error:
@@ -150,6 +150,17 @@ class Folder:
         left = [job for job in self.jobs if not self._last(job).exists()]
         self._remove_temporary({target for job in left for target in self._targets(job)})
         return left
+
+    def _begun(self) -> bool:
+        """Whether there are results of this or another run, or other files of their names."""
+        if (self.out / SETTINGS).exists():
+            return any(
+                not name.startswith((".", "skipped")) and name != "index.html"
+                for parent, _, names in os.walk(self.out)
+                for name in names
+                if OVERLAYS not in Path(parent).parts
+            )
+        return any(target.exists() for job in self._all for target in self._targets(job))
 
     def write(self, job: Job, photo: np.ndarray, records: list[dict[str, Any]]) -> None:
         """Writes all files of one photo, that which says that it is done last.
@@ -176,16 +187,24 @@ class Folder:
         name = Path(job.name).name + ".jpg" if beside else self._relative(job)
         files.write_json(last, document(records, name, job.name, photo.shape[:2]), indent=None)
 
+    @property
+    def skipped_file(self) -> Path:
+        """Where what was skipped is listed."""
+        return self.out / f"skipped{self._suffix}.txt"
+
+    def list_skipped(self, skipped: dict[str, str]) -> None:
+        """Writes the list of skipped photos; arguments as `close`."""
+        if skipped or self.skipped_file.exists():
+            text = "".join(f"{name}: {why}\n" for name, why in sorted(skipped.items()))
+            files.write_atomically(self.skipped_file, lambda file: file.write(_bytes(text)))
+
     def close(self, skipped: dict[str, str]) -> None:
         """Writes what is made of all photos: the list of skipped ones, COCO's file, the page.
 
         Args:
           skipped: photo, relative to the source, and why it could not be read.
         """
-        path = self.out / f"skipped{self._suffix}.txt"
-        if skipped or path.exists():
-            text = "".join(f"{name}: {why}\n" for name, why in sorted(skipped.items()))
-            files.write_atomically(path, lambda file: file.write(_bytes(text)))
+        self.list_skipped(skipped)
         if not self._suffix:  # what parts of the photos have left
             for part in [*self.out.glob("skipped_*_of_*.txt"), *self.out.glob("instances_*_of_*")]:
                 part.unlink()

@@ -123,11 +123,13 @@ def run(args: argparse.Namespace) -> None:
         _work(generator, folder, left, args.batch, watch)
     except KeyboardInterrupt:
         watch.close()
-        print(f"stopped; the same command goes on\n{watch.summary()}", file=sys.stderr)
+        folder.list_skipped(watch.skipped)
+        said = watch.summary(folder.skipped_file.name)
+        print(f"stopped; the same command goes on\n{said}", file=sys.stderr)
         raise
     watch.close()
     folder.close(watch.skipped)
-    print(watch.summary())
+    print(watch.summary(folder.skipped_file.name))
     print(f"wrote {args.out}" + (", index.html shows some of it" if args.overlays else ""))
     if watch.skipped and not folder.done():
         name, why = next(iter(watch.skipped.items()))
@@ -156,7 +158,13 @@ def _segment(generator, folder, group: list, watch: Watch) -> None:
     photos = [photo for _, photo in group]
     results = generator.generate(photos, with_counts=True)
     for (job, photo), records, counts in zip(group, *results, strict=True):
-        folder.write(job, photo, records)
+        try:
+            folder.write(job, photo, records)
+        except OSError as error:
+            if error.errno is not None:  # the disk's, not the picture's
+                raise
+            watch.skip(job.source.relative_to(folder.source).as_posix(), str(error))
+            continue
         watch.did(counts)
 
 
@@ -214,7 +222,7 @@ class Watch:
         """Takes the bar away."""
         self.bar.close()
 
-    def summary(self) -> str:
+    def summary(self, skipped_file: str) -> str:
         """What was done, how fast, and why masks were dropped."""
         c, lines = self.counts, []
         if self.photos:
@@ -233,7 +241,7 @@ class Watch:
         else:
             lines.append("nothing was left to do" if not self.skipped else "no masks")
         if self.skipped:
-            lines.append(f"{len(self.skipped)} skipped, listed in skipped.txt")
+            lines.append(f"{len(self.skipped)} skipped, listed in {skipped_file}")
         return "\n".join(lines)
 
 

@@ -201,7 +201,9 @@ class Predictor:
             with no area, labels that do not match, text for a model that takes none, or a phrase
             that is empty, too long or has an unknown word.
         """
-        if multimask not in (True, False, "auto"):
+        if not isinstance(multimask, str) and np.ndim(multimask) == 0 and multimask in (0, 1):
+            multimask = bool(multimask)  # numpy's too
+        elif not isinstance(multimask, str) or multimask != "auto":
             raise ValueError(f"multimask: expected True, False or 'auto', got {multimask!r}")
         arguments = (points_xy, labels, boxes_xyxy, mask_logits, text)
         if not embedding.is_batch:

@@ -14,6 +14,7 @@ masks.json (every mask as COCO RLE, with its score).
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from importlib import resources
@@ -117,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
         name = source = args.photo
     photo = read_image(source)
     prompts = command_prompts.check(prompts, photo.shape[:2])
+    _check_out(out, [args.photo, args.mask, args.prompts])
     files.check_writable(out)
 
     from sam_jax.checkpoint.load import load
@@ -138,6 +140,26 @@ def run(args: argparse.Namespace) -> None:
     json_path = out.with_suffix(".json")
     files.write_json(json_path, result)
     print("wrote " + ", ".join(str(path) for path in [*written, json_path]))
+
+
+def _check_out(out: Path, inputs: list[str | None]) -> None:
+    """ValueError where a file that would be written is an input, or somebody else's JSON."""
+    json_path = out.with_suffix(".json")
+    for path in (Path(name) for name in inputs if name is not None):
+        ours = path.name in (out.name, json_path.name)
+        ours |= path.stem.startswith((f"{out.stem}_mask", f"{out.stem}_candidates"))
+        if ours and path.resolve().parent == out.resolve().parent:
+            raise ValueError(f"--out: {out} would write over {path}; choose another name")
+    if json_path.exists():
+        try:
+            known = "model" in json.loads(json_path.read_bytes())
+        except (ValueError, TypeError):
+            known = False
+        if not known:
+            raise ValueError(
+                f"--out: {json_path}, which would be written, holds something else; choose another "
+                "name"
+            )
 
 
 def _segment_prompts(args, sam, photo, prompts, out: Path, result: dict) -> list[Path]:
@@ -301,7 +323,8 @@ def _automatic_masks(predictor, photo, show: bool, pred_iou: float, stability: f
         output_mode="coco_rle",
         **more,
     )
-    return generator.generate(photo, progress=show)
+    records = generator.generate(photo, progress=show)
+    return [record for record in records if record["area"]]
 
 
 def _likeliest(records: list[dict]) -> list[dict]:

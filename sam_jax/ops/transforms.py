@@ -70,7 +70,7 @@ def resize_image(image: np.ndarray, side: int) -> np.ndarray:
         )
     height, width = resized_hw(image.shape[:2], side)
     picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    return np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
 
 
 def pad_to_frame(image: np.ndarray, side: int) -> np.ndarray:

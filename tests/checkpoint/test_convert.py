@@ -62,6 +62,12 @@ def test_heads_that_a_pth_cannot_say_are_pointed_out(tmp_path, capsys):
     assert "num_heads=2" in out
 
 
+def test_drawn_boxes_that_a_pth_cannot_say_are_pointed_out(tmp_path, capsys):
+    save(random_sam(ODD.replace(draw_boxes=True)), tmp_path / "a.safetensors")
+    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "a.pth"), "--verify"]) == 0
+    assert "a model that draws no boxes, where the source draws boxes" in capsys.readouterr().out
+
+
 def test_bad_input_gets_one_sentence_and_exit_code_2(source, tmp_path, capsys):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"PK\x03\x04 and no more")

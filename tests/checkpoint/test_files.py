@@ -59,6 +59,22 @@ def test_the_expected_config_is_held_to(saved, kind):
     assert str(saved) in e.value.summary and len(e.value.missing) > 100
 
 
+def test_whether_boxes_are_drawn_is_as_the_file_says(tmp_path):
+    for draws in (False, True):
+        config = ODD.replace(draw_boxes=draws)
+        save(random_sam(config), tmp_path / "m.safetensors")
+        expected = ODD.replace(draw_boxes=not draws)
+        assert load(tmp_path / "m.safetensors", config=expected).config.draw_boxes == draws
+
+
+@pytest.mark.parametrize("name", ["M.SAFETENSORS", "m.weights"])
+def test_a_file_is_known_by_what_is_in_it(sam, saved, tmp_path, name):
+    (tmp_path / name).write_bytes((saved / "m.safetensors").read_bytes())
+    assert_same_bits(load(tmp_path / name).params, sam.params)
+    (tmp_path / name).write_bytes((saved / "m.pth").read_bytes())
+    assert_same_bits(load(tmp_path / name).params, sam.params)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "orbax"])
 def test_configs_are_kept_whole(sam, tmp_path, kind):
     config = ODD.replace(

@@ -50,7 +50,9 @@ def test_the_difference_by_hand_and_who_is_better(tmp_path):
         assert figures["mean"][name]["difference"] == pytest.approx(1 - 24 / 36)
     lines = compare.table(figures, ["x", "y"]).splitlines()
     assert "| B |" in lines[2]
-    assert "one image" in next(line for line in lines if line.startswith("| e"))
+    for name in ("e", "mean"):
+        line = next(line for line in lines if line.startswith(f"| {name}"))
+        assert "one image" in line and "not clear" in line
     back = compare.summarise({"d": measure([Knows(), Knows(moved=6)], source)})
     assert "| A |" in compare.table(back, ["y", "x"]).splitlines()[2]
 

@@ -120,6 +120,8 @@ def test_clicks_that_make_it_worse_are_told_if_it_is_not_chance():
     worse, same = single_point.drops({"a": rows(-0.01)}), single_point.drops({"a": rows(0.0005)})
     assert len(worse) == 1 and worse[0].startswith("a: 2 clicks are worse than 1 click by 0.0")
     assert same == []
+    one = [row | {"image": "the same"} for row in rows(-0.01)]
+    assert single_point.drops({"a": one}) == [], "of one image chance cannot be seen"
 
 
 @pytest.mark.parametrize(

@@ -266,6 +266,40 @@ def test_settings_may_change_until_there_are_results(photos, tmp_path):
         found.open({"a": 2})
 
 
+def test_a_folder_that_another_run_began_is_refused(photos, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(photo((20, 20), 9)).save(other / "z.jpg")
+    first = folder.Folder(other, tmp_path / "out")
+    (job,) = first.open({"a": 1})
+    first.write(job, photo((20, 20), 9), [])
+    with pytest.raises(ValueError, match="that were made otherwise"):
+        folder.Folder(photos, tmp_path / "out").open({"a": 1})
+    assert first.open({"a": 1}) == []
+
+
+def test_pictures_of_others_are_not_written_over(photos, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    Image.fromarray(photo((20, 20), 9)).save(out / "0.jpg")
+    before = (out / "0.jpg").read_bytes()
+    with pytest.raises(ValueError, match="holds files of these names"):
+        folder.Folder(photos, out).open({})
+    assert (out / "0.jpg").read_bytes() == before
+
+
+def test_what_an_encoder_cannot_write_is_named_and_skipped(tmp_path, model, capsys):
+    (tmp_path / "wide").mkdir()
+    Image.new("RGB", (66_000, 4)).save(tmp_path / "wide" / "pano.png")
+    Image.fromarray(photo((20, 20), 9)).save(tmp_path / "wide" / "b.jpg")
+    command = ["generate", str(tmp_path / "wide"), "--out", str(tmp_path / "out"), *LOOSE]
+    assert main([*command, "--model", model, "--overlays", "0"]) == 0
+    assert "1 skipped, listed in skipped.txt" in capsys.readouterr().out
+    listed = (tmp_path / "out" / "skipped.txt").read_text()
+    assert listed.startswith("pano.png: ") and "None" not in listed
+    assert (tmp_path / "out" / "b.json").exists()
+
+
 def test_a_page_of_several_parts_lists_what_each_skipped(photos, tmp_path):
     for i, name in ((1, "bad.jpg"), (2, "cut.jpg")):
         part = folder.Folder(photos, tmp_path / "out", shard=(i, 2))

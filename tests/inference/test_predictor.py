@@ -52,6 +52,17 @@ def test_one_prompt(predictor, embedding):
     assert np.abs(not_it.logits - out.logits).max() > 1e-3
 
 
+def test_truth_of_numpy_s_kind(predictor, embedding):
+    for value, masks in ((np.True_, 3), (1, 3), (np.False_, 1), (0, 1)):
+        ours = predictor.predict(embedding, points_xy=[[40, 20]], multimask=value)
+        plain = predictor.predict(embedding, points_xy=[[40, 20]], multimask=bool(value))
+        assert len(ours.masks) == masks
+        np.testing.assert_array_equal(ours.logits, plain.logits)
+    for value in ("yes", 2, None, [True]):
+        with pytest.raises(ValueError, match="multimask: expected True, False or 'auto'"):
+            predictor.predict(embedding, points_xy=[[40, 20]], multimask=value)
+
+
 @pytest.mark.parametrize(
     "prompt, masks",
     [

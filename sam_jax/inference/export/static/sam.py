@@ -61,6 +61,7 @@ class Sam:
         an earlier call. many: three masks or one; None: three for a single point, box or mask.
         """
         points = np.array(points_xy, np.float64).reshape(-1, 2)
+        given = len(points)
         labels = np.ones(len(points)) if labels is None else np.array(labels)
         boxes = 0 if box_xyxy is None else 1
         if not len(points) and not boxes and mask_logits is None:
@@ -74,6 +75,9 @@ class Sam:
         elif len(points):
             points, labels = np.append(points, [[0, 0]], 0), np.append(labels, -1)
         (height, width), hw = image["hw"], image["frame_hw"]
+        if len(points) > max(self.manifest["slots"]):
+            most = max(self.manifest["slots"]) - (2 if boxes else 1)
+            raise ValueError(f"points_xy: expected at most {most} points, got {given}")
         slots = min(s for s in self.manifest["slots"] if s >= len(points))
         xy, kind = np.zeros((1, 1, slots, 2), np.float32), np.full((1, 1, slots), -2, np.int32)
         xy[0, 0, : len(points)] = points * (hw[1] / width, hw[0] / height)
