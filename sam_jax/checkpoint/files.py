@@ -256,12 +256,12 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By its first bytes: a length, then JSON; by its name where it is too short to tell."""
+    """By its first bytes: a length and JSON, or a zip; by its name where they are neither."""
     with open(path, "rb") as file:
         head = file.read(9)
-    if len(head) < 9:
-        return path.suffix.lower() == ".safetensors"
-    return head[8:] == b"{" and not head.startswith(b"PK")
+    if head.startswith(b"PK"):
+        return False
+    return head[8:] == b"{" or path.suffix.lower() == ".safetensors"
 
 
 def _read_folder(path: Path, expected: SamConfig | None) -> Contents:
