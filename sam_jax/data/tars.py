@@ -115,7 +115,7 @@ class Sa1bTars:
         number = int(np.searchsorted(self._ends, index, "right"))
         row = int(index) - (int(self._ends[number - 1]) if number else 0)
         tar, found = self.paths[number], self._indices[number]
-        name = f"{tar.name}/{bytes(found.names[row]).decode()}.json"
+        name = f"{tar.name}/{os.fsdecode(bytes(found.names[row]))}.json"
         start, length, record_start, record_length = (int(v) for v in found.spans[row])
         try:
             with open(tar, "rb") as file:
@@ -239,7 +239,7 @@ def _scan(tar: Path, size: int) -> _Index:
             missing = "picture" if kind == "json" else "JSON"
             damage[os.path.normpath(member.name)] = f"no {missing} with its name"
     pairs.sort(key=lambda pair: pair[1])
-    names = np.array([pair[0].encode() for pair in pairs] or np.zeros(0, "S1"))
+    names = np.array([os.fsencode(pair[0]) for pair in pairs] or np.zeros(0, "S1"))
     spans = np.array([pair[1:] for pair in pairs], np.int64).reshape(-1, 4)
     return _Index(names, spans, damage)
 

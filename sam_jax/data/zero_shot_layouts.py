@@ -125,7 +125,7 @@ def lvis(root: Path) -> Source | None:
     masks: dict[Any, list[Any]] = {}
     for one in document["annotations"]:
         masks.setdefault(one["image_id"], []).append(one["segmentation"])
-    folders = [f / split for f in (path.parent, path.parents[1]) for split in COCO_FOLDERS]
+    folders = [f / split for f in (path.parent, path.parent.parent) for split in COCO_FOLDERS]
     items = []
     for entry in document["images"]:
         own = masks.get(entry["id"])

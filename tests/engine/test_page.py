@@ -177,6 +177,20 @@ def test_click_three_candidates_correct_undo_and_redo(page):
     assert page.get("area") == 0
 
 
+def test_clicks_go_on_from_a_mask_that_the_server_has_forgotten(page):
+    page.click(200, 150)
+    page.browser.execute_async_script(
+        "const done = arguments[0]; fetch('/api/reload', {method: 'POST', body: '{}', "
+        "headers: {'Content-Type': 'application/json'}}).then(done)"
+    )
+    page.wait("candidates", 3)
+    page.click(20, 20, MouseButton.RIGHT)
+    page.wait("candidates", 1)
+    assert page.get("area") > 0 and not page.shows("#error")
+    page.browser.get_log("browser")  # the refusal is in it, as it must be
+    page.keys(Keys.ESCAPE)
+
+
 def test_a_box_gives_three_candidates(page):
     page.drag((100, 80), (200, 160), (300, 250))
     assert page.get("candidates") == 3

@@ -155,7 +155,7 @@ async function open(photo) {
 }
 
 function keepDraft() {
-  if (!page.photo) return;
+  if (!page.photo || !view.image) return; // nothing is drawn on what has not been loaded
   if (editor.empty) page.drafts.delete(page.photo);
   else {
     const { state, past, future, pending, last, begun } = editor;
@@ -216,6 +216,7 @@ async function remove(id) {
     await post("/api/masks/remove", { photo: page.photo, id });
     page.removed.push(id);
     page.chosen = null;
+    if (editor.state.replaces === id) editor.state.replaces = null; // a mask of its own, then
     await Promise.all([loadMasks(page.photo), loadPhotos()]);
     changed();
     say("removed; Ctrl+Z brings it back");
@@ -248,7 +249,7 @@ function correct(id) {
 
 async function markDone() {
   const done = $("done").getAttribute("aria-pressed") !== "true";
-  const seconds = Math.round((performance.now() - page.openedAt) / 1000);
+  const seconds = Math.min(Math.round((performance.now() - page.openedAt) / 1000), 86400);
   try {
     await post("/api/done", { photo: page.photo, done, seconds });
     await loadPhotos();

@@ -115,6 +115,11 @@ export class Editor {
     this.change({ candidates: made, chosen: 0, painted: null }, false);
   }
 
+  /** The server no longer knows the candidates: the chosen one's mask goes on as if painted. */
+  forget() {
+    this.change({ painted: this.mask && this.mask.slice() }, false);
+  }
+
   choose(k) {
     if (k >= 0 && k < this.state.candidates.length && k !== this.state.chosen) {
       this.change({ chosen: k, painted: null });
@@ -126,6 +131,7 @@ export class Editor {
     const mask = this.mask ? this.mask.slice() : new Uint8Array(this.height * this.width);
     const strokes = [...this.state.strokes, { tool, radius, points: [point] }];
     stroke(mask, this.height, this.width, point, point, radius, tool === "brush" ? 1 : 0);
+    this.pending = false; // an answer to earlier clicks would take the stroke away
     this.change({ painted: mask, strokes });
   }
 
@@ -143,6 +149,7 @@ export class Editor {
     const mask = this.mask ? this.mask.slice() : new Uint8Array(this.height * this.width);
     fill(mask, this.height, this.width, points, value);
     const strokes = [...this.state.strokes, { tool: "lasso", radius: value ? 0 : 1, points }];
+    this.pending = false;
     this.change({ painted: mask, strokes });
   }
 

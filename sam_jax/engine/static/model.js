@@ -51,7 +51,10 @@ export class Model {
     try {
       const answer = await post("/api/predict", { photo, ...question });
       this.busy = false;
-      if (photo !== page.photo) return;
+      if (photo !== page.photo) {
+        if (editor.pending) this.predict(); // of the photo that is open now
+        return;
+      }
       if (version === editor.version) {
         editor.answer(answer.candidates);
         this.say(`${Math.round(answer.ms)} ms`);
@@ -61,6 +64,7 @@ export class Model {
     } catch (error) {
       this.busy = false;
       if (photo === page.photo) this.failed(error);
+      else if (editor.pending) this.predict();
     }
   }
 
@@ -68,6 +72,9 @@ export class Model {
     if (error.status === 409) {
       this.page.ready = false;
       this.wait(this.page.photo);
+    } else if (error.message.startsWith("previous:") && !this.editor.state.painted) {
+      this.editor.forget();
+      this.predict();
     } else {
       this.editor.withdraw(); // or every later click would be refused with it
       this.complain(error);

@@ -32,11 +32,17 @@ def write(
     """Writes the page; arguments as for `onnx_files.write`.
 
     Raises:
-      ValueError: the package jax2onnx is missing, or onnxruntime-web can't be fetched.
+      ValueError: the package jax2onnx is missing, onnxruntime-web can't be fetched, or the model is
+        too large for a browser.
     """
     model, ort = folder / "model", folder / "ort"
     model.mkdir()
     onnx_files.write(model, sam, image_size=image_size, precision=precision)
+    if any(model.glob("*.data")):
+        raise ValueError(
+            f"precision: a model of this size in {precision} is too large for a browser; give "
+            "float16 or int8"
+        )
     ort.mkdir()
     with tarfile.open(fetched(RUNTIME, "onnxruntime-web")) as archive:
         for name in RUNTIME_FILES:

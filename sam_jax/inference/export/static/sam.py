@@ -18,13 +18,19 @@ import numpy as np
 
 
 class Sam:
-    def __init__(self, folder=None):
+    def __init__(self, folder=None, weights=None):
         self.folder = pathlib.Path(folder or pathlib.Path(__file__).parent)
         self.manifest = json.loads((self.folder / "manifest.json").read_text())
         self.side, self.patch = self.manifest["image_size"], self.manifest["patch_size"]
         file = self.manifest["weights"]["file"]
         self.weights = ()  # inside the programs
-        if file:
+        if self.manifest["weights"]["where"] == "none" and weights is None:
+            raise ValueError(
+                "weights: the folder has none; expected {name: array} as in the manifest"
+            )
+        if weights is not None:
+            self.weights = (jax.device_put(weights),)
+        elif file:
             arrays = np.load(self.folder / file)
             wide = {k: np.float32(x) if x.dtype == np.float16 else x for k, x in arrays.items()}
             self.weights = (jax.device_put(wide),)

@@ -60,7 +60,9 @@ async function predict({ points, box, size, candidate }) {
   const corners = box && box.map((value, k) => value * ratio[k % 2]);
   if (box) scaled.push([corners[0], corners[1], 2], [corners[2], corners[3], 3]);
   else scaled.push([0, 0, -1]);
-  if (scaled.length > slots) throw new Error(`at most ${slots - 2} points beside a box`);
+  if (scaled.length > slots) {
+    throw new Error(box ? `at most ${slots - 2} points beside a box` : `at most ${slots - 1} points`);
+  }
   const xy = new Float32Array(2 * slots), labels = new Int32Array(slots).fill(-2);
   scaled.forEach(([x, y, label], k) => {
     xy.set([x, y], 2 * k);
