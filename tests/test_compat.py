@@ -184,6 +184,7 @@ def test_resizing_and_coordinates(pair):
     for hw in [(90, 170), (201, 133), (5, 7), (64, 64), (31, 500)]:
         image = photo(hw)
         np.testing.assert_array_equal(ours.apply_image(image), theirs.apply_image(image))
+        assert ours.apply_image(image).flags.writeable
         points = np.random.default_rng(0).uniform(0, 100, (3, 4, 2))
         for name, given in (("apply_coords", points), ("apply_boxes", points.reshape(-1, 4))):
             np.testing.assert_array_equal(

@@ -59,11 +59,16 @@ def to_folder(store: Store, form: str, out: Path) -> int:
     """
     from sam_jax.inference.files import write_atomically
 
-    count, photos = 0, {(store.photos / name).resolve() for name in store.names()}
+    names = store.names()
+    photos = {(store.photos / name).resolve() for name in names}
+    for stem in _stems(names).values() if form == "png" else ():
+        if (out / f"{stem}.png").resolve() in photos:
+            raise ValueError(
+                f"out: {out / stem}.png is one of the photographs; choose another folder"
+            )
+    count = 0
     for name, content in files(store, form):
         target = out / name
-        if target.resolve() in photos:
-            raise ValueError(f"out: {target} is one of the photographs; choose another folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(target, lambda file, content=content: file.write(content))
         count += 1

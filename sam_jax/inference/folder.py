@@ -37,6 +37,7 @@ from sam_jax.ops import rle
 FORMS = ("sa1b", "coco", "labels")
 PHOTOS = ("copy", "link", "none")
 SETTINGS, OVERLAYS = ".settings.json", ".overlays"
+NO_RESULT = re.compile(r"index\.html|skipped(_\d+_of_\d+)?\.txt")
 OVERLAY_SIDE = 960
 """Longer side of an overlay in pixels, at most."""
 
@@ -155,7 +156,7 @@ class Folder:
         """Whether there are results of this or another run, or other files of their names."""
         if (self.out / SETTINGS).exists():
             return any(
-                not name.startswith((".", "skipped")) and name != "index.html"
+                not (name.startswith(".") or NO_RESULT.fullmatch(name))
                 for parent, _, names in os.walk(self.out)
                 for name in names
                 if OVERLAYS not in Path(parent).parts

@@ -64,6 +64,17 @@ def test_reads_records_of_several_tars_in_place(tmp_path):
     assert len(Sa1bTars([tmp_path / "sa_2.tar"])) == 1
 
 
+def test_names_that_are_no_utf_8(tmp_path):
+    files = [(name.replace("sa_3", "caf\udce9"), data) for name, data in members([3, 1])]
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, data in files:
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    source = Sa1bTars(tmp_path)
+    assert [source[i]["name"] for i in range(2)] == ["a.tar/caf\udce9.json", "a.tar/sa_1.json"]
+
+
 def test_copies_and_threads_read_the_same(tmp_path):
     source = Sa1bTars(write_tar(tmp_path / "a.tar", members(range(10))))
     copy = pickle.loads(pickle.dumps(source))

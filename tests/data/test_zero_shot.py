@@ -314,6 +314,13 @@ def test_a_tiny_copy_of_each(name, tmp_path):
     assert len(open_zero_shot(name, tmp_path.parent / f"{tmp_path.name}_up")) == len(names)
 
 
+def test_lvis_in_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    MAKERS["lvis"](tmp_path)
+    shutil.move(tmp_path / "annotations" / "lvis_v0.5_val.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert open_zero_shot("lvis", ".")[0]["image"].shape == (*HW, 3)
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_a_wrong_folder_says_what_was_expected(name, tmp_path):
     (tmp_path / "holiday").mkdir()

@@ -240,6 +240,7 @@ def test_the_command_writes_table_rows_plots_and_sheets(tmp_path, capsys):
         (["--data", "."], "folder of NAME.jpg + NAME.json in SA-1B form"),
         ([], "at least one data set"),
         (["--data", "data", "--clicks", "0"], "at least 1, got 0"),
+        (["--data", "data", "--images", "-3"], "--images: expected 0 (all) or more, got -3"),
         (["--data", "data", "--model", "vit_x"], "vit_x"),
         (["--data", "lvis=data"], "lvis_v0.5_val.json"),
         (["--data", "imagenet=data"], "imagenet"),

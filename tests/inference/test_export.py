@@ -237,6 +237,14 @@ def test_without_weights_they_come_from_the_caller(tmp_path, monkeypatch):
         np.full((1, 2), 64, np.int32),
     )
     assert features.shape == (1, 4, 4, 32)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    sys.modules.pop("sam", None)
+    from sam import Sam
+
+    with pytest.raises(ValueError, match="weights: the folder has none"):
+        Sam(tmp_path)
+    image = Sam(tmp_path, weights).embed(photo((50, 64)))
+    assert image["features"].shape == (1, 4, 4, 32)
 
 
 def test_wrong_input_is_one_sentence(tmp_path, capsys, monkeypatch):
