@@ -160,6 +160,7 @@ class StageRun:
             tools.crops,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
+            workers=self.config.workers,
             skipped=tools.skipped,
         )
         if data is None:

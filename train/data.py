@@ -56,11 +56,12 @@ def read_sources(
         if config.scenes and sources:
             textures = texture_photos(sources[0][0])
     if config.cut_paste and sources:
-        share = config.cut_paste / sum(weight for _, weight in sources)
-        sources += [
-            (CutPaste(source, size, config.seed + i, pastings * len(source)), share * weight)
-            for i, (source, weight) in enumerate(list(sources))
-        ]
+        photos, total = list(sources), sum(weight for _, weight in sources)
+        for i, (source, weight) in enumerate(photos):
+            # Half of the objects come from the same folder.
+            donors = [(source, total), *photos]
+            pasted = CutPaste(source, size, config.seed + i, pastings * len(source), donors)
+            sources.append((pasted, config.cut_paste * weight / total))
     if config.scenes:
         scenes = ProceduralScenes(size=size, seed=config.seed, texture_photos=textures)
         sources.append((scenes, config.scenes))
@@ -101,7 +102,7 @@ def stage_batches(
       crops: a `train.crop_embeddings.CropCache`: batches have text prompts, and colours stay as
         the crops had them.
       **options: for `sam_jax.data.pipeline.batches`: process_index, process_count, threads,
-        prefetch, skipped.
+        workers, prefetch, skipped.
     """
     stage = config.stages[number]
     pipeline = PipelineConfig(

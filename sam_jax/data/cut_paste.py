@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -36,14 +37,21 @@ class _Scene:
 
 
 class CutPaste:
-    """A source: each photograph of `source` with 1 to 4 objects of other photographs on it.
+    """A source: each photograph of `source` with 1 to 4 objects of `donors`' photographs on it.
 
     An object comes with the masks inside it, at a random scale and place, perhaps mirrored, with
     a feathered edge and shifted colours. Masks that it covers lose those pixels. Record i depends
-    on (seed, i, size) and on the source, and on nothing else.
+    on (seed, i, size), the source and the donors, and on nothing else.
     """
 
-    def __init__(self, source: Source, size: int = 512, seed: int = 0, length: int | None = None):
+    def __init__(
+        self,
+        source: Source,
+        size: int = 512,
+        seed: int = 0,
+        length: int | None = None,
+        donors: Sequence[tuple[Source, float]] = (),
+    ):
         """
         Args:
           source: photographs with masks; at least one record.
@@ -51,18 +59,23 @@ class CutPaste:
           seed: of everything random.
           length: number of records; by default that of `source`. More give other pastings on the
             same photographs.
+          donors: (source, weight) pairs of photographs whose objects are pasted; by default those
+            of `source`.
 
         Raises:
-          ValueError: an empty source, a size below 64, or a length below 1.
+          ValueError: an empty source or donor, a size below 64, or a length below 1.
         """
-        if len(source) == 0:
-            raise ValueError("source must hold at least one record, got none")
+        donors = list(donors) or [(source, 1.0)]
+        if not len(source) or not all(len(donor) for donor, _ in donors):
+            raise ValueError("source and donors must hold at least one record, got none")
         if size < 64 or (length is not None and length < 1):
             raise ValueError(
                 f"size must be at least 64 and length at least 1, got {size} and {length}"
             )
         self.source, self.size, self.seed = source, size, seed
         self.length = len(source) if length is None else length
+        weights = np.array([weight for _, weight in donors], np.float64)
+        self._donors, self._odds = [donor for donor, _ in donors], weights / weights.sum()
 
     def __len__(self) -> int:
         return self.length
@@ -83,7 +96,8 @@ class CutPaste:
         record = self.source[index % len(self.source)]
         scene = _resized(record, self.size)
         for _ in range(int(rng.integers(1, 3))):  # photographs that give objects
-            donor = self.source[int(rng.integers(len(self.source)))]
+            donors = self._donors[int(rng.choice(len(self._donors), p=self._odds))]
+            donor = donors[int(rng.integers(len(donors)))]
             for _ in range(int(rng.integers(1, 3))):
                 _paste_object(scene, donor, rng)
         return {

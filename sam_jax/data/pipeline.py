@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+import multiprocessing
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +31,7 @@ def batches(
     process_index: int = 0,
     process_count: int = 1,
     threads: int = 2,
+    workers: int = 0,
     prefetch: int = 4,
     skipped: dict[str, str] | None = None,
 ) -> Iterator[Sample]:
@@ -46,9 +50,12 @@ def batches(
       process_index: which of `process_count` equal, consecutive parts of each batch is read.
       process_count: number of processes; divides `config.batch_size`.
       threads: threads that make batches; 0 makes them in the caller's thread.
-      prefetch: batches made ahead.
+      workers: processes that make batches, in place of threads: for hosts with many cores, which
+        threads of one interpreter do not fill. A script that asks for them guards its start with
+        `if __name__ == "__main__"`, as they start afresh.
+      prefetch: batches made ahead; with workers, by each at least one.
       skipped: filled, if given, with {"SOURCE NUMBER:RECORD INDEX": reason} of what could not be
-        read; its length is the count, and each reason names the record.
+        read; its length is the count, and each reason names the record. Workers only log them.
 
     Returns:
       A `grain.DatasetIterator` whose elements are the dicts of `make_sample` with a leading axis
@@ -76,6 +83,12 @@ def batches(
         return {name: np.stack([sample[name] for sample in drawn]) for name in drawn[0]}
 
     grain = _grain()
+    if workers:
+        _take_flags_as_they_are()
+        dataset = grain.MapDataset.range(start_step, _ENDLESS).map(_InWorker(part))
+        alone = grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+        each = grain.MultiprocessingOptions(workers, max(1, prefetch // workers))
+        return iter(dataset.to_iter_dataset(alone).mp_prefetch(each))
     dataset = grain.MapDataset.range(_ENDLESS).map(part)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, prefetch))
     iterator = iter(dataset.to_iter_dataset(options))
@@ -117,6 +130,30 @@ def _grain() -> Any:
             "batches of training data need the package grain: pip install 'sam_jax[train]'"
         ) from error
     return grain
+
+
+def _take_flags_as_they_are() -> None:
+    """Grain's processes read flags of absl, which only `absl.app` parses."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+class _InWorker:
+    """A function that, sent to another process, makes it leave Ctrl-C to the one that sent it."""
+
+    def __init__(self, function: Callable[[int], Sample]):
+        self._function = function
+
+    def __call__(self, step: int) -> Sample:
+        return self._function(step)
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        in_main = threading.current_thread() is threading.main_thread()
+        if multiprocessing.parent_process() is not None and in_main:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Indices:

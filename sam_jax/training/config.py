@@ -219,6 +219,8 @@ class TrainConfig:
     """With a frozen encoder: encode every picture once, before training, and keep the results."""
     structured_start: bool = False
     """Fresh weights that already see frequencies and look near (`sam_jax.training.scratch`)."""
+    workers: int = 0
+    """Processes that make batches, on hosts with cores to spare; 0: two threads of this one."""
     seed: int = 0
     workdir: str = "runs"
     """Checkpoints, metrics and the final weights go to workdir/name."""

@@ -244,6 +244,25 @@ def test_batches_depend_on_seed_and_step_only():
         part.close()
 
 
+def test_processes_make_the_same_batches():
+    sources = [([blobs_record(60, 90, seed=s) for s in range(5)], 1.0)]
+    reader = batches(sources, still(flip=True), seed=7, threads=0)
+    run = list(itertools.islice(reader, 6))
+    reader.close()
+    reader = batches(sources, still(flip=True), seed=7, start_step=2, workers=2)
+    for expected in run[2:]:
+        assert equal(next(reader), expected)
+    reader.close()
+
+
+def test_what_stops_a_process_stops_the_run():
+    blank = {"image": np.zeros((8, 8, 3), np.uint8), "rles": [], "name": "blank"}
+    reader = batches([([blank], 1.0)], STILL, workers=1)
+    with pytest.raises(ValueError, match="50 records in a row of .* the last: blank: no mask"):
+        next(reader)
+    reader.close()
+
+
 def test_weights_are_shares_of_the_samples():
     records = [blobs_record(64, 64, seed=seed) for seed in (0, 1)]
     dark = [{**r, "image": np.zeros((64, 64, 3), np.uint8)} for r in records]

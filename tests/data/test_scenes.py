@@ -142,6 +142,20 @@ def test_pasted_objects_hide_what_is_under_them():
     assert hidden > 0
 
 
+def test_objects_come_from_the_donors_by_weight():
+    """Photo 0 has a dark blue object, photo 1 a red one; no other is red."""
+    photos = two_colour_photos()
+    shares = []
+    for weights in [(1.0, 0.0), (1.0, 1.0), (0.0, 1.0)]:
+        donors = [([photo], weight) for photo, weight in zip(photos, weights, strict=True)]
+        source = CutPaste(photos[:1], size=96, seed=1, length=40, donors=donors)
+        red = [(source[i]["image"][..., 0] > 150).any() for i in range(len(source))]
+        shares.append(np.mean(red))
+    assert shares[0] == 0 and 0.2 < shares[1] < 0.95 and shares[2] > 0.9
+    with pytest.raises(ValueError, match="donors must hold at least one"):
+        CutPaste(photos, donors=[([], 1.0)])
+
+
 def test_pasting_is_deterministic():
     a, b = (CutPaste(two_colour_photos(), size=96, seed=5) for _ in range(2))
     np.testing.assert_array_equal(a[1]["image"], b[1]["image"])

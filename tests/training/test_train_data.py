@@ -65,6 +65,20 @@ def test_photos_name_any_form_of_data(data):
     assert [type(s) for s, _ in read_sources(config("none", scenes=1.0), 64)] == [ProceduralScenes]
 
 
+def test_half_of_the_objects_come_from_the_same_folder(data, monkeypatch):
+    seen = []
+
+    class Pasted(CutPaste):
+        def __init__(self, source, size, seed, length, donors):
+            seen.append((source, donors))
+            super().__init__(source, size, seed, length, donors)
+
+    monkeypatch.setattr(train.data, "CutPaste", Pasted)
+    read_sources(config(data, cut_paste=1.0), 64)
+    (one, donors), (other, _) = seen
+    assert donors == [(one, 3.0), (one, 1.0), (other, 2.0)]
+
+
 def test_there_are_many_composites_on_each_photo(data, monkeypatch):
     """Unless something is computed once for each of them and kept."""
     seen = []
