@@ -1,11 +1,10 @@
 """The bundled model, fourth run: everything again, for long, on one GPU.
 
-    python -m train --config configs/tiny_gpu.py --data-root DIR \
-        --init-from runs/tiny_photos/model.safetensors --workers CORES
+    python -m train --config configs/tiny_gpu.py --data-root DIR --init-from START --workers CORES
 
-goes on from `configs/tiny_photos.py`, at 512 px throughout and with two clicks after the first
-prompt. 13 minutes on one H200 with 16 cores that make its batches (0.086 s a step), and two to
-compile.
+START is `configs/tiny_photos.py`'s result averaged with what that run began from (see
+sam_jax/assets/TINY.md). At 512 px throughout, two clicks after the first prompt. 13 minutes on one
+H200 with 16 cores that make its batches (0.086 s a step), and two to compile.
 """
 
 import dataclasses

@@ -18,7 +18,8 @@ def check(config: TrainConfig, params: dict) -> None:
       params: the model's, without adapters; only their paths and shapes count.
 
     Raises:
-      ValueError: nothing would be trained, or embeddings are to be cached that training changes.
+      ValueError: nothing would be trained, embeddings are to be cached that training changes, or
+        processes would each copy embeddings that are kept.
     """
     adapted = adapted_paths(params, config.lora) if config.lora.rank else []
     frozen = {path for path in _paths(params) if is_frozen(path, config.optim)}
@@ -28,6 +29,7 @@ def check(config: TrainConfig, params: dict) -> None:
             "train; free some, or give --lora.rank 8"
         )
     _check_text(config)
+    _check_workers(config)
     if not config.cache_embeddings:
         return
     problems = []
@@ -55,6 +57,20 @@ def check(config: TrainConfig, params: dict) -> None:
             + "; ".join(problems)
             + "; or leave it out (--no-cache-embeddings)"
         )
+
+
+def _check_workers(config: TrainConfig) -> None:
+    if config.workers < 0:
+        raise ValueError(f"workers: expected 0 or a number of processes, got {config.workers}")
+    for name, kept in (
+        ("cache_embeddings", config.cache_embeddings),
+        ("text.clip", config.text.clip),
+    ):
+        if config.workers and kept:
+            raise ValueError(
+                f"workers: each process would hold its own copy of the embeddings that {name} "
+                "keeps; leave it out (--workers 0)"
+            )
 
 
 def _check_text(config: TrainConfig) -> None:

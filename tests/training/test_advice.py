@@ -38,6 +38,17 @@ def test_what_fits_together_is_accepted_in_silence(params):
         assert warnings(config, params) == []
 
 
+def test_processes_do_not_copy_kept_embeddings(params):
+    check(dataclasses.replace(CONFIG, workers=2), params)
+    with pytest.raises(ValueError, match="workers: each process .* cache_embeddings .*workers 0"):
+        check(dataclasses.replace(CACHED, workers=2), params)
+    text = dataclasses.replace(CONFIG, workers=2, text=TextConfig(clip="x"))
+    with pytest.raises(ValueError, match="workers: each process .* text.clip .*workers 0"):
+        check(text, params)
+    with pytest.raises(ValueError, match="workers: expected 0 or a number of processes, got -1"):
+        check(dataclasses.replace(CONFIG, workers=-1), params)
+
+
 @pytest.mark.parametrize(
     ("changes", "hint"),
     [
