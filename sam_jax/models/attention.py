@@ -12,7 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from sam_jax.models import attention_cpu, attention_gpu, attention_tpu
+from sam_jax.models import (
+    attention_cpu,
+    attention_gpu,
+    attention_tpu,
+    attention_windows_gpu,
+)
 from sam_jax.ops.resize import resize_axis
 
 FOLD_LIMIT = 1024
@@ -80,19 +85,23 @@ def images_over(mesh: Mesh | None) -> Iterator[None]:
         _mesh.reset(token)
 
 
-def _heads_first(q, k, v, rel_h, rel_w, precision):
-    """q, k, v as [B, N, h * w, D], and the biases float32 [B, N, h * w, h] and [..., w]."""
-    b, h, w, n, d = q.shape
-    biases = []
-    for axis, table, size in (("h", rel_h, h), ("w", rel_w, w)):
-        bias = jnp.einsum(
-            f"bhwnd,{axis}kd->bnhwk",
+def _biases(q, rel_h, rel_w, precision, axes: str):
+    """Each query's for the h rows and the w columns: float32, axes of b images, h w, n heads, k."""
+    for axis, table, size in (("h", rel_h, q.shape[1]), ("w", rel_w, q.shape[2])):
+        yield jnp.einsum(
+            f"bhwnd,{axis}kd->{axes}",
             q,
             relative_table(table, size).astype(q.dtype),
             precision=precision,
             preferred_element_type=jnp.float32,
         )
-        biases.append(bias.reshape(b, n, h * w, size))
+
+
+def _heads_first(q, k, v, rel_h, rel_w, precision):
+    """q, k, v as [B, N, h * w, D], and the biases float32 [B, N, h * w, h] and [..., w]."""
+    b, h, w, n, d = q.shape
+    biases = _biases(q, rel_h, rel_w, precision, "bnhwk")
+    biases = [bias.reshape(b, n, h * w, -1) for bias in biases]
     q, k, v = (x.transpose(0, 3, 1, 2, 4).reshape(b, n, h * w, d) for x in (q, k, v))
     return q, k, v, *biases
 
@@ -134,7 +143,7 @@ def _kernel_tpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
 def _kernel_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
     """Rows of keys at a time with an online softmax, in kernels."""
     _, h, w, _, d = q.shape
-    if not attention_gpu.fits((h, w)):
+    if not (attention_gpu.fits((h, w)) and (interpret or attention_gpu.serves(q))):
         return _by_rows(q, k, v, rel_h, rel_w, precision)
 
     def heads(q, k, v, rel_h, rel_w):
@@ -146,6 +155,22 @@ def _kernel_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
         return out.reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
 
     return _each_device(heads)(q, k, v, rel_h, rel_w)
+
+
+def _windows_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
+    """Whole windows in kernels, which never write scores to memory."""
+    _, h, w, n, _ = q.shape
+    if not (interpret or attention_gpu.serves(q)):
+        return _folded(q, k, v, rel_h, rel_w, precision)
+
+    def windows(q, k, v, rel_h, rel_w):
+        biases = _biases(q, rel_h, rel_w, precision, "bhwnk")
+        tokens = [x.astype(q.dtype).reshape(-1, h * w, n, x.shape[-1]) for x in (q, k, v, *biases)]
+        bias = jnp.concatenate(tokens[3:], -1)
+        out = attention_windows_gpu.attend(*tokens[:3], bias, (h, w), precision, interpret)
+        return out.reshape(q.shape)
+
+    return _each_device(windows)(q, k, v, rel_h, rel_w)
 
 
 def _each_device(form):
@@ -244,7 +269,7 @@ def _by_rows(q, k, v, rel_h, rel_w, precision, rows: int = 4):
     return out.transpose(2, 0, 1, 3, 4).reshape(b, n, h, w, d).transpose(0, 2, 3, 1, 4)
 
 
-WINDOWS = {"tpu": _kernel_tpu, "default": _folded}
+WINDOWS = {"tpu": _kernel_tpu, "cuda": _windows_gpu, "default": _folded}
 """The form for at most FOLD_LIMIT tokens, by platform."""
 WHOLE_MAPS = {
     "tpu": _kernel_tpu,

@@ -18,10 +18,19 @@ QUERIES = 64
 """Queries of a program."""
 
 
+def serves(q: jax.Array) -> bool:
+    """Whether kernels serve such queries on this GPU.
+
+    float32's products would run beside the tensor cores, and tiles of them be more than the fast
+    memory of many GPUs.
+    """
+    return q.dtype.itemsize == 2 and not _is_old()
+
+
 def fits(hw: tuple[int, int]) -> bool:
-    """Whether the kernels take a map of that size (their tiles are powers of two), on this GPU."""
+    """Whether these kernels take a map of that size: their tiles are powers of two."""
     h, w = hw
-    return w & (w - 1) == 0 and 16 <= w <= 128 and (h * w) % QUERIES == 0 and not _is_old()
+    return w & (w - 1) == 0 and 16 <= w <= 128 and h * w % QUERIES == 0
 
 
 def _is_old() -> bool:

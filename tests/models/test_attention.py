@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.models import attention_gpu
+from sam_jax.models import attention_gpu, attention_windows_gpu
 from sam_jax.models.attention import (
     _by_heads_and_rows,
     _by_rows,
     _folded,
     _kernel_gpu,
     _kernel_tpu,
+    _windows_gpu,
     rel_pos_attention,
     relative_table,
 )
@@ -35,6 +36,7 @@ FORMS = {
     "by heads and rows": _by_heads_and_rows,
     "kernel for TPUs": functools.partial(_kernel_tpu, interpret=True),
     "kernels for GPUs": functools.partial(_kernel_gpu, interpret=True),
+    "kernels for windows on GPUs": functools.partial(_windows_gpu, interpret=True),
     "this machine's": rel_pos_attention,
 }
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -65,7 +67,7 @@ def with_gradients(form, args, g):
     return out, *back(g.astype(out.dtype))
 
 
-@pytest.mark.parametrize("hw", [(8, 16), (6, 10), (40, 32)])
+@pytest.mark.parametrize("hw", [(8, 16), (14, 14), (40, 32)])
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_is_the_plain_one_and_so_are_its_gradients(name, hw):
     if name == "kernels for GPUs" and not attention_gpu.fits(hw):
@@ -115,24 +117,42 @@ def test_maps_too_large_for_a_tpu_go_by_rows():
     assert kernels(96, jnp.bfloat16) == kernels(64, jnp.float32) == 0
 
 
-def gradient_of_gpu_kernels(width: int) -> jax.stages.Lowered:
+@pytest.mark.parametrize("form", [_kernel_gpu, _windows_gpu])
+def test_gpus_compute_float32_without_kernels(form):
+    def program(dtype):
+        q = jax.ShapeDtypeStruct((1, 16, 16, 2, 32), dtype)
+        table = jax.ShapeDtypeStruct((31, 32), jnp.float32)
+        return str(jax.make_jaxpr(functools.partial(form, precision=None))(q, q, q, table, table))
+
+    assert "pallas_call" in program(jnp.bfloat16) and "pallas_call" not in program(jnp.float32)
+
+
+def gradient_of_gpu_kernels(where: str, width: int) -> jax.stages.Lowered:
     """The forward and both backward kernels at the released models' sizes, for an NVIDIA GPU."""
-    q = jax.ShapeDtypeStruct((12, 4096, width), jnp.bfloat16)
-    bias = jax.ShapeDtypeStruct((12, 4096, 64), jnp.float32)
-    gradient = jax.jit(lambda *args: jax.vjp(attention_gpu.attend, *args)[1](args[0]))
-    return gradient.trace(q, q, q, bias, bias).lower(lowering_platforms=("cuda",))
+    if where == "windows":
+        attend = functools.partial(attention_windows_gpu.attend, hw=(14, 14))
+        q, bias = (jax.ShapeDtypeStruct((25, 196, 12, n), jnp.bfloat16) for n in (width, 28))
+        biases = [bias]
+    else:
+        attend = attention_gpu.attend
+        q = jax.ShapeDtypeStruct((12, 4096, width), jnp.bfloat16)
+        biases = [jax.ShapeDtypeStruct((12, 4096, 64), jnp.float32)] * 2
+    gradient = jax.jit(lambda *args: jax.vjp(attend, *args)[1](args[0]))
+    return gradient.trace(q, q, q, *biases).lower(lowering_platforms=("cuda",))
 
 
+@pytest.mark.parametrize("where", ["whole maps", "windows"])
 @pytest.mark.parametrize("width", [64, 80])
-def test_the_gpu_kernels_become_triton_programs(width):
-    assert gradient_of_gpu_kernels(width).as_text().count("@__gpu$xla.gpu.triton") == 3
+def test_the_gpu_kernels_become_triton_programs(where, width):
+    assert gradient_of_gpu_kernels(where, width).as_text().count("@__gpu$xla.gpu.triton") == 3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
+@pytest.mark.parametrize("where", ["whole maps", "windows"])
 @pytest.mark.parametrize("width", [64, 80])
 @pytest.mark.parametrize("capability", [80, 90])
-def test_triton_compiles_the_gpu_kernels(width, capability, tmp_path):
-    for number, text in enumerate(triton_programs(gradient_of_gpu_kernels(width))):
+def test_triton_compiles_the_gpu_kernels(where, width, capability, tmp_path):
+    for number, text in enumerate(triton_programs(gradient_of_gpu_kernels(where, width))):
         (tmp_path / f"{number}.ttir").write_text(text)
     assert number == 2
     # In a process of its own: Triton and JAX each bring an MLIR.
@@ -155,7 +175,8 @@ def test_triton_compiles_the_gpu_kernels(width, capability, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     shared = [int(line) for line in done.stdout.split()]
-    assert len(shared) == 3 and max(shared) <= {80: 163, 90: 227}[capability] * 1024
+    # What Ada's consumer cards have, which take Ampere's programs, and what an H100 has.
+    assert len(shared) == 3 and max(shared) <= {80: 99, 90: 227}[capability] * 1024
 
 
 def triton_programs(lowered: jax.stages.Lowered):
