@@ -257,7 +257,7 @@ def pair_of_blobs(pair, monkeypatch):
     monkeypatch.setitem(reference._modules, "prompt_encoder", Prompts())
     monkeypatch.setitem(reference._modules, "mask_decoder", Decoder())
 
-    def decode_points(self, features, points, at_once):
+    def decode_points(self, features, points, at_once, least):
         results = [blobs(own) for own in points]
         logits, scores = (np.stack(x)[:, :, 1:] for x in zip(*results, strict=True))
         return jax.device_put((logits, scores), features.sharding)

@@ -200,7 +200,7 @@ class CompiledModel:
         return np.concatenate(logits), np.concatenate(scores)
 
     def decode_points(
-        self, features: jax.Array, points: np.ndarray, at_once: int
+        self, features: jax.Array, points: np.ndarray, at_once: int, least: float = -np.inf
     ) -> tuple[jax.Array, jax.Array]:
         """The three masks of each of N points, every point a prompt of its own.
 
@@ -208,6 +208,8 @@ class CompiledModel:
           features: float32 [B, h, w, D].
           points: float32 [B, N, 2], pixels of the model's frame; N is one of `point_counts`.
           at_once: how many are decoded at a time, at most.
+          least: logits of masks whose predicted IoU is not above it may be 0: a CPU does not
+            compute them where no mask of those decoded at a time is above it.
 
         Returns:
           float32 logits [B, N, 3, 4h, 4w] and predicted IoU [B, N, 3] on the devices, perhaps
@@ -217,7 +219,9 @@ class CompiledModel:
         chunk = min(max(size for size in sizes if size <= at_once), points.shape[1])
         program = functools.partial(_decode_points, chunk=chunk)
         points = np.asarray(points, np.float32)
-        return self._run(f"points {chunk}", program, features, points, self.image_parts(features))
+        parts = self.image_parts(features)
+        limit = (np.full(len(points), least, np.float32),) if self.on_cpu else ()
+        return self._run(f"points {chunk}", program, features, points, parts, *limit)
 
     def image_parts(self, features: jax.Array) -> ImageParts:
         """What the decoder makes of embeddings before any prompt; kept for the last few of them."""
@@ -283,18 +287,17 @@ def _decode(config: SamConfig, variables, features, prompts, parts):
     return SamModel(config).apply(variables, features, prompts, parts=parts, method="decode")
 
 
-def _decode_points(config: SamConfig, variables, features, points, parts, chunk: int):
+def _decode_points(config: SamConfig, variables, features, points, parts, *limit, chunk: int):
     """`chunk` points at a time; a point is two slots: itself, and "not a point"."""
     b, n = points.shape[:2]
     slots = jnp.stack([points, jnp.zeros_like(points)], 2)
     slots = jnp.moveaxis(slots.reshape(b, n // chunk, chunk, 2, 2), 1, 0)
     labels = jnp.broadcast_to(jnp.array([POSITIVE, NOT_A_POINT]), (b, chunk, 2))
+    options = {"wanted": "several", "parts": parts, "least": limit[0].min() if limit else None}
 
     def decode(part):
         prompts = Prompts(part, labels)
-        return SamModel(config).apply(
-            variables, features, prompts, wanted="several", parts=parts, method="decode"
-        )
+        return SamModel(config).apply(variables, features, prompts, method="decode", **options)
 
     results = jax.lax.map(decode, slots)
     return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(b, n, *x.shape[3:]), results)

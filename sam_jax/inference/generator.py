@@ -220,7 +220,9 @@ class MaskGenerator:
         features = encode_views(model, photos, views)
         points = np.stack([grid * np.array([view.hw[::-1]]) for view in views])
         tables: list[list[Candidates]] = [[] for _ in views]
-        for i, part, decoded in decode_views(model, features, views, points, self.points_per_batch):
+        least = self.limits.pred_iou_thresh if self.limits.pred_iou_thresh > 0 else -np.inf
+        decoding = decode_views(model, features, views, points, self.points_per_batch, least)
+        for i, part, decoded in decoding:
             own = counts[views[i].photo]
             tables[i].append(sift(decoded, points[i, part], views[i], self.limits, own))
             bar.update(part.stop - part.start)

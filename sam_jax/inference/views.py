@@ -126,6 +126,7 @@ def decode_views(
     views: Sequence[View],
     points_xy: np.ndarray,
     points_per_batch: int,
+    least: float = -np.inf,
 ) -> Iterator[tuple[int, slice, Decoded]]:
     """The masks of points of views; the next call is on its way while the reader works.
 
@@ -135,6 +136,7 @@ def decode_views(
       views: V of them.
       points_xy: float64 [V, N, 2], pixels of each crop.
       points_per_batch: points that are decoded at a time, at most.
+      least: predicted IoU; masks that are not above it may come without their logits.
 
     Yields:
       The number of a view, a slice of its points, and what became of these.
@@ -154,7 +156,8 @@ def decode_views(
             size = part.stop - part.start
             batch = np.zeros((len(rows), bucket(size, sizes), 2), np.float32)
             batch[:, :size] = np.stack([scaled[i][part] for i in rows])
-            waiting.append((chosen, part, *model.decode_points(own, batch, points_per_batch)))
+            decoded = model.decode_points(own, batch, points_per_batch, least)
+            waiting.append((chosen, part, *decoded))
             if len(waiting) > 1:
                 yield from _by_view(*waiting.popleft())
     while waiting:

@@ -53,6 +53,7 @@ class MaskDecoder(nn.Module):
         train: bool = False,
         wanted: Wanted = "all",
         parts: ImageParts | None = None,
+        least: jnp.ndarray | None = None,
     ):
         """Decodes N prompts of each of B images.
 
@@ -64,6 +65,8 @@ class MaskDecoder(nn.Module):
           train: whether dropout is on.
           wanted: which masks.
           parts: `image_parts` where they are at hand; `dense_map` is then shared.
+          least: float32 scalar; where no predicted IoU of the call is above it, no mask is computed
+            and the logits are 0. None: all are.
 
         Returns:
           float32 logits [B, N, K, 4h, 4w] and predicted IoU [B, N, K]; K = 0 is the single mask,
@@ -87,7 +90,16 @@ class MaskDecoder(nn.Module):
         chosen = {"all": range(count), "several": range(1, count), "one": range(1)}[wanted]
         heads = [getattr(self, f"hyper_mlp_{k}")(tokens[:, :, 1 + k]) for k in chosen]
         iou = self.iou_head(tokens[:, :, 0])[..., chosen.start : chosen.stop]
-        logits = self._masks(image, jnp.stack(heads, 2), (h, w))
+        heads = jnp.stack(heads, 2)
+        if least is None:
+            logits = self._masks(image, heads, (h, w))
+        else:
+            logits = nn.cond(
+                (iou > least).any(),
+                lambda decoder, image, heads: decoder._masks(image, heads, (h, w)),
+                lambda _, image, heads: jnp.zeros((*heads.shape[:3], 4 * h, 4 * w)),
+                *(self, image, heads),
+            )
         return logits.astype(jnp.float32), iou.astype(jnp.float32)
 
     def _masks(self, image, heads, hw):

@@ -56,13 +56,15 @@ class SamModel(nn.Module):
         train: bool = False,
         wanted: Wanted = "all",
         parts: ImageParts | None = None,
+        least: jax.Array | None = None,
     ):
         """Embeddings [B, h, w, D] and prompts -> logits [B, N, K, 4h, 4w], IoU [B, N, K].
 
         K is 4: index 0 is the mask for several prompts, 1-3 the whole, part and subpart of one
         ambiguous prompt. Points are pixels of the padded model frame [h * patch, w * patch].
         With `wanted` "several" K is 3 (index 0 left out), with "one" it is 1. `parts` is what
-        `image_parts` gave for the embeddings; it goes unused where prompts have masks.
+        `image_parts` gave for the embeddings; it goes unused where prompts have masks. Where no
+        predicted IoU of the call is above `least`, its masks are not computed, and 0.
         """
         if embedding.ndim != 4 or embedding.shape[-1] != self.config.embed_dim:
             raise ValueError(
@@ -77,7 +79,9 @@ class SamModel(nn.Module):
         tokens, live, dense_map = self.prompt_encoder(prompts, hw)
         parts = parts if prompts.masks is None else None
         image_pe = self.prompt_encoder.dense_positions(hw) if parts is None else None
-        return self.mask_decoder(embedding, image_pe, tokens, live, dense_map, train, wanted, parts)
+        return self.mask_decoder(
+            embedding, image_pe, tokens, live, dense_map, train, wanted, parts, least
+        )
 
     def __call__(self, images: jax.Array, prompts: Prompts, train: bool = False):
         """Encodes and decodes: logits [B, N, K, 4h, 4w] and predicted IoU [B, N, K]."""

@@ -74,6 +74,8 @@ def test_thresholds_filter(predictor):
     assert limit > 0  # 0 and less mean no limit
     above = MaskGenerator(predictor, **{**LOOSE, "pred_iou_thresh": limit}).generate(image)
     assert len(above) == sum(score > limit for score in scores)  # strictly
+    for one, same in zip(above, everything, strict=False):  # both by descending score
+        np.testing.assert_array_equal(one["segmentation"], same["segmentation"])
     stable = [record["stability_score"] for record in everything]
     limit = sorted(stable)[20]
     kept = MaskGenerator(predictor, **{**LOOSE, "stability_score_thresh": limit}).generate(image)
@@ -172,6 +174,19 @@ def test_grids_without_points_and_one_point_at_a_time(predictor):
     assert MaskGenerator(predictor, **none).generate(image) == []
     one_by_one = MaskGenerator(predictor, **LOOSE, points_per_batch=1).generate(image)
     assert len(one_by_one) == 48
+
+
+def test_masks_of_points_without_a_likely_one_are_not_computed_on_a_cpu(predictor):
+    model, features = predictor.compiled, predictor.embed(photo((50, 81))).features
+    points = np.random.default_rng(0).uniform(0, 60, (1, 4, 2))
+    logits, scores = (np.asarray(x) for x in model.decode_points(features, points, 1))
+    least = float(np.sort(scores[0].max(1))[1])  # two points of four have nothing above it
+    some, same = (np.asarray(x) for x in model.decode_points(features, points, 1, least))
+    np.testing.assert_array_equal(same, scores)
+    likely = (scores > least).any(2)
+    assert likely.sum() == 2
+    np.testing.assert_array_equal(some[likely], logits[likely])
+    assert not some[~likely].any() and logits[~likely].any()
 
 
 def test_only_likely_masks_leave_an_accelerator():
