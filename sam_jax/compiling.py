@@ -11,7 +11,7 @@ import jax
 def compile_ahead(program, *args, options: dict[str, str] | None = None) -> jax.stages.Compiled:
     """A jitted program, compiled for arguments of these shapes, dtypes and places.
 
-    With compiler options, unless this XLA knows them not: they make a program faster, no other.
+    With compiler options, unless this XLA knows them not: they change no more than rounding.
     What the compiler has freed, a gigabyte for a training step on a CPU, goes back to the system:
     glibc would keep it beside what the program then needs.
     """

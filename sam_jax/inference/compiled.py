@@ -52,6 +52,9 @@ KEPT_PARTS = 4
 """Images whose `image_parts` a model remembers: 14 MB each at the released sizes."""
 
 _executables: dict[Any, Any] = {}
+_signatures: dict[Any, int] = {}
+"""A number for each config with the shapes and places of its arrays: hashing those takes longer
+than looking a program up may."""
 _lock = threading.Lock()
 
 
@@ -134,13 +137,9 @@ class CompiledModel:
         where = NamedSharding(self._mesh, PartitionSpec()) if self._mesh else None
         self.variables = jax.device_put(variables, where)
         self.on_cpu = next(iter(jax.tree.leaves(self.variables)[0].devices())).platform == "cpu"
-        params = dict(self.variables["params"])
-        encoder = {"image_encoder": params.pop("image_encoder")}
-        self._halves = {
-            half: self.variables | {"params": own}
-            for half, own in (("encoder", encoder), ("decoder", params))
-        }
-        self._programs: dict[Any, Callable] = {}
+        decoder = dict(self.variables["params"])
+        encoder = {"image_encoder": decoder.pop("image_encoder")}
+        self._encoder, self._decoder = map(self._half, (encoder, decoder))
         self._parts: list[tuple[jax.Array, ImageParts]] = []
 
     def encode(self, images: np.ndarray, input_hw: np.ndarray) -> jax.Array:
@@ -191,8 +190,6 @@ class CompiledModel:
             size = part.labels.shape[1]
             part = _fill(part, bucket(size, prompt_slots), slots)
             result = self._run("decode", _decode, features, part, parts)
-            if not self.on_cpu:
-                jax.tree.map(lambda x: x.copy_to_host_async(), result)
             for chunks, x in zip((logits, scores), result, strict=True):
                 chunks.append(np.asarray(x)[0, :size])
         if len(logits) == 1:
@@ -220,8 +217,9 @@ class CompiledModel:
         program = functools.partial(_decode_points, chunk=chunk)
         points = np.asarray(points, np.float32)
         parts = self.image_parts(features)
-        limit = (np.full(len(points), least, np.float32),) if self.on_cpu else ()
-        return self._run(f"points {chunk}", program, features, points, parts, *limit)
+        # One for each image: where devices share them out, every argument is split.
+        limits = np.full(len(points), least, np.float32) if self.on_cpu else None
+        return self._run(f"points {chunk}", program, features, points, parts, limits)
 
     def image_parts(self, features: jax.Array) -> ImageParts:
         """What the decoder makes of embeddings before any prompt; kept for the last few of them."""
@@ -237,31 +235,32 @@ class CompiledModel:
         """The numbers of points that `decode_points` is compiled for."""
         return POINTS_CPU if self.on_cpu else POINTS
 
-    def _run(self, name: str, function: Callable, *args):
-        """Calls a program of half of the variables; which one is found in microseconds."""
-        variables = self._halves["encoder" if name == "encode" else "decoder"]
-        leaves, structure = jax.tree.flatten(args)
-        key = (name, structure, tuple((x.shape, x.dtype) for x in leaves))
-        if self._mesh:
-            args = jax.device_put(args, NamedSharding(self._mesh, PartitionSpec("data")))
-        program = self._programs.get(key)
-        if program is None:
-            program = self._programs[key] = self._compiled(key, function, variables, args)
-        return program(variables, *args)
-
-    def _compiled(self, key, function: Callable, variables, args) -> Callable:
-        """What any model of the process has compiled for the same shapes, or a new program."""
+    def _half(self, params: dict) -> tuple[dict, int]:
+        """Variables with these parameters alone, and the number of their signature."""
+        variables = {**self.variables, "params": params}
         leaves, structure = jax.tree.flatten(variables)
         shapes = tuple((x.shape, x.dtype, x.sharding) for x in leaves)
-        key = (key, self.config, structure, shapes)
         with _lock:
-            if key not in _executables:
-                program = self._shared_out(functools.partial(function, self.config), len(args))
-                options = DECODER_ON_CPU if self.on_cpu and function is not _encode else None
-                _executables[key] = compile_ahead(
-                    jax.jit(program), variables, *args, options=options
-                )
-        return _executables[key]
+            signature = (self.config, structure, shapes)
+            return variables, _signatures.setdefault(signature, len(_signatures))
+
+    def _run(self, name: str, function: Callable, *args):
+        encodes = function is _encode
+        variables, signature = self._encoder if encodes else self._decoder
+        leaves, structure = jax.tree.flatten(args)
+        key = (name, signature, structure, tuple((x.shape, x.dtype) for x in leaves))
+        if self._mesh:
+            args = jax.device_put(args, NamedSharding(self._mesh, PartitionSpec("data")))
+        program = _executables.get(key)
+        if program is None:
+            options = DECODER_ON_CPU if self.on_cpu and not encodes else None
+            with _lock:
+                if key not in _executables:
+                    program = self._shared_out(functools.partial(function, self.config), len(args))
+                    program = jax.jit(program)
+                    _executables[key] = compile_ahead(program, variables, *args, options=options)
+                program = _executables[key]
+        return program(variables, *args)
 
     def _shared_out(self, program: Callable, count: int) -> Callable:
         """A program of (variables, `count` arguments) in which each device does its share."""
@@ -287,13 +286,17 @@ def _decode(config: SamConfig, variables, features, prompts, parts):
     return SamModel(config).apply(variables, features, prompts, parts=parts, method="decode")
 
 
-def _decode_points(config: SamConfig, variables, features, points, parts, *limit, chunk: int):
+def _decode_points(config: SamConfig, variables, features, points, parts, limits, chunk: int):
     """`chunk` points at a time; a point is two slots: itself, and "not a point"."""
     b, n = points.shape[:2]
     slots = jnp.stack([points, jnp.zeros_like(points)], 2)
     slots = jnp.moveaxis(slots.reshape(b, n // chunk, chunk, 2, 2), 1, 0)
     labels = jnp.broadcast_to(jnp.array([POSITIVE, NOT_A_POINT]), (b, chunk, 2))
-    options = {"wanted": "several", "parts": parts, "least": limit[0].min() if limit else None}
+    options = {
+        "wanted": "several",
+        "parts": parts,
+        "least": None if limits is None else limits.min(),
+    }
 
     def decode(part):
         prompts = Prompts(part, labels)

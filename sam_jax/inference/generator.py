@@ -106,7 +106,7 @@ class MaskGenerator:
         self.predictor = model if isinstance(model, Predictor) else Predictor(model)
         self.points_per_batch = points_per_batch
         self.limits = Limits(
-            pred_iou_thresh,
+            float(pred_iou_thresh),  # scores are float32, and so is what is compared with them
             stability_score_thresh,
             stability_score_offset,
             getattr(model, "mask_threshold", 0.0),

@@ -165,9 +165,9 @@ def _windows_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
 
     def windows(q, k, v, rel_h, rel_w):
         biases = _biases(q, rel_h, rel_w, precision, "bhwnk")
-        tokens = [x.astype(q.dtype).reshape(-1, h * w, n, x.shape[-1]) for x in (q, k, v, *biases)]
-        bias = jnp.concatenate(tokens[3:], -1)
-        out = attention_windows_gpu.attend(*tokens[:3], bias, (h, w), precision, interpret)
+        bias = jnp.concatenate(list(biases), -1).astype(q.dtype)
+        tokens = [x.reshape(-1, h * w, n, x.shape[-1]) for x in (q, k, v, bias)]
+        out = attention_windows_gpu.attend(*tokens, (h, w), precision, interpret)
         return out.reshape(q.shape)
 
     return _each_device(windows)(q, k, v, rel_h, rel_w)

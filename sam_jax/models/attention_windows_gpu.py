@@ -1,4 +1,4 @@
-"""The encoder's attention in its windows as fused kernels for GPUs (Pallas through Triton).
+"""The encoder's attention in windows and small maps as fused kernels for GPUs (Pallas, Triton).
 
 A window's 14 rows and a head's 80 channels are no powers of two, as Triton's tiles must be: tokens
 beyond the window are masked, channels taken in parts. The bias is one product more, of queries'
@@ -91,11 +91,9 @@ class _Tiles:
         tokens, first = self.tokens(i)[:, None], 0
         for size in sizes:
             channels = first + jnp.arange(size)[None]
-            yield ref.at[0, tokens, 0, channels], self._there(tokens, channels, ref.shape[3])
+            there = (tokens < self.length) & (channels < ref.shape[3])
+            yield ref.at[0, tokens, 0, channels], there
             first += size
-
-    def _there(self, tokens, channels, width):
-        return (tokens < self.length) & (channels < width)
 
     def load(self, ref, i):
         """The i-th tile, zeros where there is nothing."""

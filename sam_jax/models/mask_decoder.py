@@ -95,9 +95,9 @@ class MaskDecoder(nn.Module):
             logits = self._masks(image, heads, (h, w))
         else:
             logits = nn.cond(
-                (iou > least).any(),
+                ~(iou <= least).all(),
                 lambda decoder, image, heads: decoder._masks(image, heads, (h, w)),
-                lambda _, image, heads: jnp.zeros((*heads.shape[:3], 4 * h, 4 * w)),
+                lambda _, image, heads: jnp.zeros((*heads.shape[:3], 4 * h, 4 * w), jnp.float32),
                 *(self, image, heads),
             )
         return logits.astype(jnp.float32), iou.astype(jnp.float32)

@@ -306,9 +306,9 @@ def test_empty_slots_change_nothing(predictor, embedding):
         predictor.compiled.decode(embedding.features, slots, point_slots=(p,), prompt_slots=(n,))
         for p, n in ((3, 1), (8, 1), (32, 4))
     ]
-    for logits, scores in others:
-        np.testing.assert_allclose(logits, first[0], atol=1e-6 * np.abs(first[0]).max())
-        np.testing.assert_allclose(scores, first[1], atol=1e-6 * np.abs(first[1]).max())
+    for logits, scores in others:  # sums of other lengths may be rounded otherwise
+        np.testing.assert_allclose(logits, first[0], atol=3e-6 * np.abs(first[0]).max())
+        np.testing.assert_allclose(scores, first[1], atol=3e-6 * np.abs(first[1]).max())
 
 
 def test_other_numbers_of_points_and_photos_compile_nothing(predictor, embedding):

@@ -129,9 +129,11 @@ def test_gpus_compute_float32_without_kernels(form):
 
 def gradient_of_gpu_kernels(where: str, width: int) -> jax.stages.Lowered:
     """The forward and both backward kernels at the released models' sizes, for an NVIDIA GPU."""
-    if where == "windows":
-        attend = functools.partial(attention_windows_gpu.attend, hw=(14, 14))
-        q, bias = (jax.ShapeDtypeStruct((25, 196, 12, n), jnp.bfloat16) for n in (width, 28))
+    if where != "whole maps":
+        hw = {"windows": (14, 14), "small maps": (32, 32)}[where]
+        attend = functools.partial(attention_windows_gpu.attend, hw=hw)
+        shape = (25, hw[0] * hw[1], 12)
+        q, bias = (jax.ShapeDtypeStruct((*shape, n), jnp.bfloat16) for n in (width, sum(hw)))
         biases = [bias]
     else:
         attend = attention_gpu.attend
@@ -141,15 +143,17 @@ def gradient_of_gpu_kernels(where: str, width: int) -> jax.stages.Lowered:
     return gradient.trace(q, q, q, *biases).lower(lowering_platforms=("cuda",))
 
 
-@pytest.mark.parametrize("where", ["whole maps", "windows"])
-@pytest.mark.parametrize("width", [64, 80])
+GPU_KERNELS = [("whole maps", 64), ("whole maps", 80), ("windows", 64), ("windows", 80)]
+GPU_KERNELS += [("small maps", 64)]
+
+
+@pytest.mark.parametrize(("where", "width"), GPU_KERNELS)
 def test_the_gpu_kernels_become_triton_programs(where, width):
     assert gradient_of_gpu_kernels(where, width).as_text().count("@__gpu$xla.gpu.triton") == 3
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton")
-@pytest.mark.parametrize("where", ["whole maps", "windows"])
-@pytest.mark.parametrize("width", [64, 80])
+@pytest.mark.parametrize(("where", "width"), GPU_KERNELS)
 @pytest.mark.parametrize("capability", [80, 90])
 def test_triton_compiles_the_gpu_kernels(where, width, capability, tmp_path):
     for number, text in enumerate(triton_programs(gradient_of_gpu_kernels(where, width))):

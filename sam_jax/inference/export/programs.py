@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 import sam_jax
 from sam_jax.checkpoint.names import flatten, unflatten
-from sam_jax.inference.compiled import POINT_SLOTS, PROMPT_SLOTS, PROMPT_SLOTS_CPU
+from sam_jax.inference.compiled import DECODER_ON_CPU, POINT_SLOTS, PROMPT_SLOTS, PROMPT_SLOTS_CPU
 from sam_jax.inference.export.signatures import Signature, signatures
 from sam_jax.models.attention import portable
 from sam_jax.models.config import SamConfig
@@ -154,6 +154,7 @@ def described(sam: Any, side: int) -> dict[str, Any]:
             "-2": "an empty slot",
         },
         "slots": list(SLOTS),
+        "decoder_on_cpu": DECODER_ON_CPU,
         "prompts_at_once": {"cpu": list(PROMPT_SLOTS_CPU), "other": list(PROMPT_SLOTS)},
         "masks": "4: the one for prompts that leave no doubt, then whole, part and subpart of an "
         "ambiguous one; logits above 0 are the mask, once enlarged to the frame and cut",

@@ -44,9 +44,20 @@ class Sam:
             except ImportError:
                 sys.path.append(str(self.folder / "vendor"))
             data = (self.folder / self.manifest["programs"][name]["file"]).read_bytes()
-            called = jax.jit(jax.export.deserialize(bytearray(data)).call)
+            options = self._options() if name.startswith("decoder") else None
+            program = jax.export.deserialize(bytearray(data))
+            called = jax.jit(program.call, compiler_options=options)
             self._programs[name] = lambda *x: called(*self.weights, *x)
         return self._programs[name]
+
+    def _options(self):
+        """What the predictor compiles decoders with on a CPU, if this XLA knows it."""
+        options = self.manifest["decoder_on_cpu"]
+        try:
+            jax.jit(lambda x: x, compiler_options=options)(0.0)
+        except jax.errors.JaxRuntimeError:
+            return None
+        return options
 
     def embed(self, photo):
         """uint8 [H, W, 3] -> what `predict` takes."""
