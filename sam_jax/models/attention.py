@@ -57,6 +57,8 @@ def rel_pos_attention(
     """
     forms = WINDOWS if q.shape[1] * q.shape[2] <= FOLD_LIMIT else WHOLE_MAPS
     forms = {name: functools.partial(form, precision=precision) for name, form in forms.items()}
+    if not attention_gpu.serves(q):
+        forms.pop("cuda")
     if _portable.get():
         return forms.get("cpu", forms["default"])(q, k, v, rel_h, rel_w)
     return jax.lax.platform_dependent(q, k, v, rel_h, rel_w, **forms)
@@ -143,7 +145,7 @@ def _kernel_tpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
 def _kernel_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
     """Rows of keys at a time with an online softmax, in kernels."""
     _, h, w, _, d = q.shape
-    if not (attention_gpu.fits((h, w)) and (interpret or attention_gpu.serves(q))):
+    if not attention_gpu.fits((h, w)):
         return _by_rows(q, k, v, rel_h, rel_w, precision)
 
     def heads(q, k, v, rel_h, rel_w):
@@ -160,8 +162,6 @@ def _kernel_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
 def _windows_gpu(q, k, v, rel_h, rel_w, precision, interpret: bool = False):
     """Whole windows in kernels, which never write scores to memory."""
     _, h, w, n, _ = q.shape
-    if not (interpret or attention_gpu.serves(q)):
-        return _folded(q, k, v, rel_h, rel_w, precision)
 
     def windows(q, k, v, rel_h, rel_w):
         biases = _biases(q, rel_h, rel_w, precision, "bhwnk")

@@ -117,14 +117,15 @@ def test_maps_too_large_for_a_tpu_go_by_rows():
     assert kernels(96, jnp.bfloat16) == kernels(64, jnp.float32) == 0
 
 
-@pytest.mark.parametrize("form", [_kernel_gpu, _windows_gpu])
-def test_gpus_compute_float32_without_kernels(form):
-    def program(dtype):
-        q = jax.ShapeDtypeStruct((1, 16, 16, 2, 32), dtype)
-        table = jax.ShapeDtypeStruct((31, 32), jnp.float32)
-        return str(jax.make_jaxpr(functools.partial(form, precision=None))(q, q, q, table, table))
+@pytest.mark.parametrize("side", [14, 64])
+def test_gpus_compute_float32_without_kernels(side):
+    def kernels(dtype):
+        q = jax.ShapeDtypeStruct((1, side, side, 2, 32), dtype)
+        table = jax.ShapeDtypeStruct((2 * side - 1, 32), jnp.float32)
+        program = jax.jit(rel_pos_attention).trace(q, q, q, table, table)
+        return "xla.gpu.triton" in program.lower(lowering_platforms=("cuda",)).as_text()
 
-    assert "pallas_call" in program(jnp.bfloat16) and "pallas_call" not in program(jnp.float32)
+    assert kernels(jnp.bfloat16) and not kernels(jnp.float32)
 
 
 def gradient_of_gpu_kernels(where: str, width: int) -> jax.stages.Lowered:
