@@ -46,7 +46,7 @@ CHUNKS, CHUNKS_CPU = (1, 4, 16, 64), (1, 2)
 
 DECODER_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """XLA puts what surrounds a product into one kernel with it, in which narrow products are slower
-than by themselves: by 5% for float32 points and 13% for bfloat16 ones, two cores with AVX2."""
+than by themselves: by 5% for float32 points and 12% for bfloat16 ones, two cores with AVX2."""
 
 KEPT_PARTS = 4
 """Images whose `image_parts` a model remembers: 14 MB each at the released sizes."""

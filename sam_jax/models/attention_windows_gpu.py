@@ -140,7 +140,7 @@ def _parts(width: int) -> list[int]:
     sizes = []
     while width > 0:
         size = max(16, 1 << (width.bit_length() - 1))
-        if width > 16 and 3 * size // 2 < width:  # as 28: one of 32, not 16 and 16
+        if 3 * size // 2 < width:  # as 28: one of 32, not 16 and 16
             size *= 2
         sizes.append(size)
         width -= size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import resource
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,6 +188,25 @@ def test_masks_of_points_without_a_likely_one_are_not_computed_on_a_cpu(predicto
     assert likely.sum() == 2
     np.testing.assert_array_equal(some[likely], logits[likely])
     assert not some[~likely].any() and logits[~likely].any()
+
+
+def test_a_float64_threshold_is_compared_as_float32_throughout(predictor):
+    image = photo((50, 81))
+    scores = [
+        record["predicted_iou"] for record in MaskGenerator(predictor, **LOOSE).generate(image)
+    ]
+    limit = np.float64(scores[7]) - 1e-9  # in float32 the score itself
+    records = MaskGenerator(predictor, **{**LOOSE, "pred_iou_thresh": limit}).generate(image)
+    assert len(records) == sum(score > scores[7] for score in scores)
+
+
+def test_frozen_variables_are_taken():
+    sam = small_sam()
+    frozen = dataclasses.replace(sam, params=flax.core.freeze(sam.params))
+    image = photo((50, 81))
+    ours, theirs = (MaskGenerator(Predictor(x, cache=False), **LOOSE) for x in (frozen, sam))
+    for one, same in zip(ours.generate(image), theirs.generate(image), strict=True):
+        np.testing.assert_array_equal(one["segmentation"], same["segmentation"])
 
 
 def test_only_likely_masks_leave_an_accelerator():

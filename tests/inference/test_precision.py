@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 
 import sam_jax
 from sam_jax.data.open_source import open_source
+from sam_jax.inference import compiled
 from sam_jax.inference.predictor import Predictor
+from sam_jax.models import attention
 from sam_jax.ops.rle import decode
 from tests.conftest import SHARED
 
@@ -17,7 +21,14 @@ PRECISIONS = {
     "bfloat16": {"dtype": "bfloat16"},
     "int8": {"encoder_weights": "int8"},
     "bfloat16 and int8": {"dtype": "bfloat16", "encoder_weights": "int8"},
+    "bfloat16 by the kernels for GPUs": {"dtype": "bfloat16"},
+    "bfloat16 by the kernel for TPUs": {"dtype": "bfloat16"},
 }
+KERNELS = {
+    "bfloat16 by the kernels for GPUs": (attention._windows_gpu, attention._kernel_gpu),
+    "bfloat16 by the kernel for TPUs": (attention._kernel_tpu, attention._kernel_tpu),
+}
+"""Of windows and whole maps; run as plain JAX."""
 
 
 def boxes_of(record: dict, count: int = 12) -> list[list[int]]:
@@ -39,15 +50,23 @@ def masks_of(sam, records) -> list[np.ndarray]:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("name", PRECISIONS)
-def test_masks_are_those_of_float32(name):
+def test_masks_are_those_of_float32(name, monkeypatch):
     records = []
     for folder in sorted((SHARED / "val").iterdir()):
         if folder.is_dir():
             source = open_source(str(folder))
             records += [source[i] for i in range(0, len(source), max(1, len(source) // 6))][:6]
+    exact = masks_of(sam_jax.load("tiny"), records)
+    if name in KERNELS:
+        monkeypatch.setattr(attention, "FOLD_LIMIT", 512)  # beyond it a map is a whole one
+        monkeypatch.setattr(compiled, "_executables", {})
+        for forms, kernel in zip(
+            (attention.WINDOWS, attention.WHOLE_MAPS), KERNELS[name], strict=True
+        ):
+            monkeypatch.setitem(forms, "cpu", functools.partial(kernel, interpret=True))
     ours = masks_of(sam_jax.load("tiny", **PRECISIONS[name]), records)
     ious = []
-    for a, b in zip(ours, masks_of(sam_jax.load("tiny"), records), strict=True):
+    for a, b in zip(ours, exact, strict=True):
         both, either = (x.sum((-2, -1)) for x in (a & b, a | b))
         ious.append((np.where(either, both, 1) / np.where(either, either, 1)).ravel())
     ious = np.concatenate(ious)
