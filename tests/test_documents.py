@@ -195,16 +195,16 @@ def run(command, place, server=False):
         stderr=subprocess.STDOUT,
     )
     if server:
-        for line in process.stdout:
-            if "http" in line.lower():
-                break
-        for _ in range(30):  # one that comes while it starts may be too early
-            process.send_signal(signal.SIGINT)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                assert process.wait(2) in (0, 130, -signal.SIGINT), command
-                break
-        process.stdout.close()
-        assert process.poll() is not None, f"{command} goes on"
+        with process.stdout:
+            for line in process.stdout:
+                if "http" in line.lower():
+                    break
+            for _ in range(30):  # one that comes while it starts may be too early
+                process.send_signal(signal.SIGINT)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    assert process.wait(2) in (0, 130, -signal.SIGINT), command
+                    break
+            assert process.poll() is not None, f"{command} goes on"
         return
     said, _ = process.communicate(timeout=900)
     assert process.returncode == 0, f"{command}\n{said[-3000:]}"

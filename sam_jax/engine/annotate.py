@@ -17,6 +17,8 @@ link that is printed; one of the tool's own making, or --token.
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -220,23 +222,37 @@ def serve(store: Any, args: argparse.Namespace) -> None:
     app = make_app(annotation, hosts, token)
     listener = _listen(args.host, args.port)
     link = link_to(args.host, listener.getsockname()[1], token)
-    assistant.start(store.names())
-    if filler:
-        filler.start()
-    print(f"{len(store.names())} photos, masks in {store.path}; Ctrl-C ends it, nothing is lost")
-    print(link, flush=True)
-    if not args.no_browser:
-        import webbrowser
-
-        threading.Timer(0.5, webbrowser.open, [link]).start()
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)
     try:
+        assistant.start(store.names())
+        if filler:
+            filler.start()
+        count = len(store.names())
+        print(f"{count} photos, masks in {store.path}; Ctrl-C ends it, nothing is lost")
+        print(link, flush=True)
+        if not args.no_browser:
+            import webbrowser
+
+            threading.Timer(0.5, webbrowser.open, [link]).start()
         uvicorn.Server(config).run(sockets=[listener])
     finally:
+        _end(filler, assistant, store)
+
+
+def _end(filler: Filler | None, assistant: Any, store: Any) -> None:
+    """Waits for what the threads are doing; Ctrl-C once more leaves at once.
+
+    An interpreter that ends while one of its threads compiles or computes is aborted, so this one
+    is left without its end; all that was said to be saved is in its file.
+    """
+    try:
+        print("ends after what is being computed; Ctrl-C again leaves at once", file=sys.stderr)
         if filler:
             filler.stop()
         assistant.stop()
         store.close()
+    except KeyboardInterrupt:
+        os._exit(130)
 
 
 def _opener(load: Callable, model: str) -> Callable[[], Any]:

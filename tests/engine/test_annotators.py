@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from importlib.resources import files
 
 import numpy as np
@@ -62,3 +64,17 @@ def test_a_photo_is_finished_with_all_its_masks(photos, stage):
     assert numbers["done"] == 1 and numbers["by annotator"]["ann"]["masks"] == len(person.saved)
     source = open_source(photos / "sam_jax_store")
     assert len(source[0]["rles"]) == 2, "training reads what is there"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1.5, 4.0])
+def test_ctrl_c_twice_leaves_at_once(photos, seconds):
+    """While the model compiles in a thread, which an interpreter that ends would be aborted by."""
+    server = Server(photos, "--stage", "semi-automatic")
+    with server.process.stdout:
+        time.sleep(seconds)
+        deadline = time.monotonic() + 30
+        while server.process.poll() is None and time.monotonic() < deadline:
+            server.process.send_signal(signal.SIGINT)
+            time.sleep(1.0)
+        assert server.process.wait(30) in (0, 130)
