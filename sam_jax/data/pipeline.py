@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -63,7 +64,7 @@ def batches(
 
     Raises:
       ValueError: no sources, an empty source, a weight that is not positive, a batch size that
-        the processes cannot share equally, or no grain.
+        the processes cannot share equally, fewer than 0 workers, or no grain.
       ValueError: while reading, when 50 records of a source in a row cannot be used.
     """
     _check_sources(sources)
@@ -73,6 +74,8 @@ def batches(
             f"process_index={process_index}, process_count={process_count}, "
             f"batch_size={config.batch_size}"
         )
+    if workers < 0:
+        raise ValueError(f"workers must be 0 or a number of processes, got {workers}")
     samples = _samples(sources, config, seed, {} if skipped is None else skipped)
     size = config.batch_size // process_count
 
@@ -141,7 +144,8 @@ def _take_flags_as_they_are() -> None:
 
 
 class _InWorker:
-    """A function that, sent to another process, makes it leave Ctrl-C to the one that sent it."""
+    """A function that, sent to another process, makes it leave Ctrl-C to the one that sent it, and
+    end with that one even where it is killed."""
 
     def __init__(self, function: Callable[[int], Sample]):
         self._function = function
@@ -152,8 +156,15 @@ class _InWorker:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         in_main = threading.current_thread() is threading.main_thread()
-        if multiprocessing.parent_process() is not None and in_main:
+        parent = multiprocessing.parent_process()
+        if parent is not None and in_main:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 class _Indices:

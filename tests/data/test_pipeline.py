@@ -2,7 +2,12 @@
 
 import itertools
 import logging
+import os
+import signal
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -261,6 +266,52 @@ def test_what_stops_a_process_stops_the_run():
     with pytest.raises(ValueError, match="50 records in a row of .* the last: blank: no mask"):
         next(reader)
     reader.close()
+
+
+LEFT_ALONE = """
+import multiprocessing, os, signal
+import numpy as np
+from sam_jax.data.pipeline import PipelineConfig, batches
+
+if __name__ == "__main__":
+    record = {"image": np.zeros((64, 64, 3), np.uint8), "name": "square", "rles": [
+        {"size": [64, 64], "counts": [64 * 10, 64 * 20, 64 * 34]}]}
+    reader = batches([([record], 1.0)], PipelineConfig(image_size=64, mask_size=64), workers=2)
+    next(reader)
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_processes_end_with_a_run_that_is_killed(tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(LEFT_ALONE)
+    # Not with pipes that the workers inherit: one would be read until they end.
+    with open(tmp_path / "pids", "w") as said:
+        process = subprocess.run([sys.executable, script], stdout=said, timeout=120)
+    assert process.returncode == -signal.SIGKILL
+    workers = [int(pid) for pid in (tmp_path / "pids").read_text().split()]
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while any(map(runs, workers)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(runs, workers))
+
+
+def runs(pid):
+    """Whether a process is there and is not one that only waits to be asked how it ended."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_number_of_workers_below_zero_is_refused():
+    with pytest.raises(ValueError, match="workers must be 0 or a number of processes, got -1"):
+        batches([([blobs_record(64, 64)], 1.0)], STILL, workers=-1)
 
 
 def test_weights_are_shares_of_the_samples():
