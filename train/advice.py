@@ -148,6 +148,8 @@ def warnings(config: TrainConfig, params: dict) -> list[str]:
                 f"lora.rank {config.lora.rank}: {len(free)} of the matrices that get adapters are "
                 f"trained themselves as well, such as {free[0]}; freeze them with optim.frozen"
             )
+    if config.cut_outs and not config.cut_paste:
+        said.append("cut_outs: nothing is pasted without composites; give them a weight, cut_paste")
     if config.loss.grouping_weight and _encoder_is_still(config, params):
         said.append("loss.grouping_weight: does nothing, the encoder is frozen")
     return said

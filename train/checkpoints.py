@@ -17,8 +17,8 @@ from sam_jax.training.step import TrainState
 
 KEPT = 2
 DATA_FIELDS = (
-    *("seed", "stages", "photos", "cut_paste", "scenes", "described", "text"),
-    *("mask_area_power", "repeat_masks", "augment"),
+    *("seed", "stages", "photos", "cut_paste", "cut_outs", "scenes", "described", "text"),
+    *("mask_area_power", "repeat_masks", "augment", "stretch", "blur"),
 )
 """What batch s depends on; another value would give other data from the same position on."""
 

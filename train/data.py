@@ -44,22 +44,15 @@ def read_sources(
     sources: list[tuple[Source, float]] = []
     textures: list[np.ndarray] = []
     if config.data_root != "none":
-        for name, weight in config.photos:
-            path = name if "://" in name else Path(config.data_root) / name
-            try:
-                sources.append((open_source(path, at_least=at_least), weight))
-            except ValueError as error:
-                raise ValueError(
-                    f"data_root, photos: {error}\n(give --data-root DIR, or --data-root none to "
-                    "train without photographs)"
-                ) from error
+        sources = _opened(config, "photos", at_least)
         if config.scenes and sources:
             textures = texture_photos(sources[0][0])
     if config.cut_paste and sources:
         photos, total = list(sources), sum(weight for _, weight in sources)
+        cut_outs = _opened(config, "cut_outs", at_least)
         for i, (source, weight) in enumerate(photos):
-            # Half of the objects come from the same folder.
-            donors = [(source, total), *photos]
+            # Half of the photos' objects come from the same folder.
+            donors = [(source, total), *photos, *cut_outs]
             pasted = CutPaste(source, size, config.seed + i, pastings * len(source), donors)
             sources.append((pasted, config.cut_paste * weight / total))
     if config.scenes:
@@ -70,6 +63,21 @@ def read_sources(
         drawn = DescribedScenes(text.scenes, text.scene_size, config.seed, places=False)
         sources.append((drawn, config.described))
     return sources
+
+
+def _opened(config: TrainConfig, field: str, at_least: int | None) -> list[tuple[Source, float]]:
+    """What a field of the config names, with its weights."""
+    opened = []
+    for name, weight in getattr(config, field):
+        path = name if "://" in name else Path(config.data_root) / name
+        try:
+            opened.append((open_source(path, at_least=at_least), weight))
+        except ValueError as error:
+            raise ValueError(
+                f"data_root, {field}: {error}\n(give --data-root DIR, or --data-root none "
+                "to train without photographs)"
+            ) from error
+    return opened
 
 
 def texture_photos(source: Source) -> list[np.ndarray]:
@@ -105,6 +113,11 @@ def stage_batches(
         workers, prefetch, skipped.
     """
     stage = config.stages[number]
+    changes: dict[str, Any] = {"stretch": config.stretch, "blur_probability": config.blur}
+    if not config.augment:
+        changes = _UNCHANGED
+    elif crops:
+        changes = _SAME_COLOURS
     pipeline = PipelineConfig(
         image_size=stage.image_size,
         mask_size=stage.mask_size or stage.image_size // 4,
@@ -114,7 +127,7 @@ def stage_batches(
         repeat=config.repeat_masks,
         scale_range=stage.scale_range,
         batch_size=stage.batch_size,
-        **(_UNCHANGED if not config.augment else _SAME_COLOURS if crops else {}),
+        **changes,
     )
     # No pixel of the frame is made from less than one of the photo's.
     at_least = math.ceil(stage.image_size * max(1.0, stage.scale_range[1]))

@@ -75,7 +75,7 @@ class CutPaste:
         self.source, self.size, self.seed = source, size, seed
         self.length = len(source) if length is None else length
         weights = np.array([weight for _, weight in donors], np.float64)
-        self._donors, self._odds = [donor for donor, _ in donors], weights / weights.sum()
+        self.donors, self._odds = donors, weights / weights.sum()
 
     def __len__(self) -> int:
         return self.length
@@ -96,7 +96,7 @@ class CutPaste:
         record = self.source[index % len(self.source)]
         scene = _resized(record, self.size)
         for _ in range(int(rng.integers(1, 3))):  # photographs that give objects
-            donors = self._donors[int(rng.choice(len(self._donors), p=self._odds))]
+            donors, _ = self.donors[int(rng.choice(len(self.donors), p=self._odds))]
             donor = donors[int(rng.integers(len(donors)))]
             for _ in range(int(rng.integers(1, 3))):
                 _paste_object(scene, donor, rng)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sam_jax.data.coco import CocoJson, is_coco_json
+from sam_jax.data.cut_outs import CutOuts, are_cut_outs
 from sam_jax.data.images import find_images
 from sam_jax.data.mask_folders import LAYOUTS, MaskFolder
 from sam_jax.data.sources import Sa1bFolder, Source
@@ -26,6 +27,7 @@ FORMS = f"""\
   SA-1B prepared by TFDS in array_record files
   a COCO instances JSON, the folder that holds one, or FILE.json:FOLDER with FOLDER, seen from the
   JSON, where its pictures are
+  a folder of cut-outs: pictures with transparent pixels, each of which shows one object
   a folder with the sub-folders images and masks, or of pictures and masks together:
 {LAYOUTS}"""
 """What `open_source` reads, for help texts and errors."""
@@ -80,7 +82,10 @@ def _open_folder(folder: Path, at_least: int | None) -> Source:
         return MaskFolder(images, masks, at_least=at_least)
     if _has_sa1b_json(folder):
         return Sa1bFolder(folder, at_least=at_least)
-    if find_images(folder):
+    pictures = find_images(folder)
+    if are_cut_outs(pictures):
+        return CutOuts(folder)
+    if pictures:
         return MaskFolder(folder, at_least=at_least)
     raise ValueError(f"path: {folder} holds none of the forms that are read:\n{FORMS}")
 

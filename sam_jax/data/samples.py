@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from sam_jax.data.sources import Record, RecordError
 from sam_jax.ops import rle as rle_ops
@@ -34,12 +34,14 @@ class PipelineConfig:
       max_masks: N, masks drawn from one record.
       scale_range: the photo's longest side becomes S times a number from this range (large-scale
         jitter; SAM used [0.1, 2] for its first two stages and none on SA-1B, paper appendix A).
+      stretch: width and height are scaled apart, each by up to exp(this) either way.
       flip: mirror left and right half of the time.
       vertical_flip: mirror top and bottom half of the time.
       colour_jitter: brightness, contrast and saturation are scaled by 1 +- this.
       grey_probability: share of samples turned grey.
       invert_probability: share of samples turned into their negative (cells are photographed
         dark on light and light on dark).
+      blur_probability: share of samples blurred, by a Gaussian of 0.4 to 1.6 pixels.
       max_mask_fraction: masks above this share of the picture are dropped (paper, appendix A).
       min_mask_pixels: masks below this many pixels of the model frame are dropped.
       area_power: masks are drawn with odds of area ** this: 0 draws them alike, as the paper
@@ -53,11 +55,13 @@ class PipelineConfig:
     mask_size: int = 128
     max_masks: int = 8
     scale_range: tuple[float, float] = (0.6, 1.6)
+    stretch: float = 0.0
     flip: bool = True
     vertical_flip: bool = False
     colour_jitter: float = 0.3
     grey_probability: float = 0.05
     invert_probability: float = 0.05
+    blur_probability: float = 0.0
     max_mask_fraction: float = 0.9
     min_mask_pixels: int = 16
     area_power: float = 0.0
@@ -80,6 +84,8 @@ class PipelineConfig:
             )
         if not 0 <= self.colour_jitter < 1:
             raise ValueError(f"colour_jitter must be in [0, 1), got {self.colour_jitter}")
+        if not 0 <= self.stretch <= 1:
+            raise ValueError(f"stretch must be in [0, 1], got {self.stretch}")
 
 
 @dataclass(frozen=True)
@@ -216,8 +222,10 @@ def _draw_view(
 ) -> _View:
     """The window: all of the picture, or a part of it that holds the middle of `centre`'s box."""
     size = config.image_size
-    ratio = size * scale / max(image_hw)
-    full = [max(1, round(side * ratio)) for side in image_hw]
+    ratios = np.full(2, size * scale / max(image_hw))
+    if config.stretch:
+        ratios *= np.exp(rng.uniform(-config.stretch, config.stretch, 2))
+    full = [max(1, round(side * ratio)) for side, ratio in zip(image_hw, ratios, strict=True)]
     window = [min(size, side) for side in full]
     starts = []
     for axis in (0, 1):  # y, x
@@ -352,6 +360,8 @@ def _draw_image(
     box = (x0 * width, y0 * height, x1 * width, y1 * height)
     part = _resize(Image.fromarray(image), box, (view.hw[1], view.hw[0]))
     part = _jitter_colours(_mirrored(part, view), rng, config)
+    if config.blur_probability and rng.random() < config.blur_probability:
+        part = part.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.6)))
     framed = np.zeros((config.image_size, config.image_size, 3), np.uint8)
     framed[: view.hw[0], : view.hw[1]] = np.asarray(part)
     return framed

@@ -196,6 +196,9 @@ class TrainConfig:
     """Data under `data_root`, each with its weight; `sam_jax.data.open_source` lists the forms."""
     cut_paste: float = 0.0
     """Weight of composites: masked objects of the photo folders pasted onto other photos."""
+    cut_outs: tuple[tuple[str, float], ...] = ()
+    """Data under `data_root` whose objects are pasted too, with weights beside those of `photos`,
+    and which is not trained on by itself: cut-outs on no background, say."""
     scenes: float = 0.0
     """Weight of procedural scenes."""
     described: float = 0.0
@@ -208,6 +211,10 @@ class TrainConfig:
     eighth of an image of eight."""
     augment: bool = True
     """Flips and changes of colour (the paper uses none on SA-1B)."""
+    stretch: float = 0.0
+    """With `augment`: width and height are scaled apart, each by up to exp(this) either way."""
+    blur: float = 0.0
+    """With `augment`: share of pictures that are blurred."""
     init_from: str = ""
     """A model's name or file to start from; the sizes are its own, and of `model` only how it is
     computed counts (`dtype`, `drop_path`, `decoder_dropout`, `remat`, `scan_blocks`,

@@ -100,6 +100,7 @@ def test_nothing_to_train(params):
         ({"optim": OptimConfig(frozen=("mask_decoder/iou_head/*",))}, "predicted IoU is not"),
         ({"loss": LossConfig(iou_weight=0.0)}, "predicted IoU is not trained"),
         ({"lora": LoraConfig(rank=2)}, "freeze them with optim.frozen"),
+        ({"cut_outs": (("stickers", 1.0),)}, "nothing is pasted without composites"),
     ],
 )
 def test_what_will_be_unlearned_is_said(params, changes, words):

@@ -79,6 +79,16 @@ def test_half_of_the_objects_come_from_the_same_folder(data, monkeypatch):
     assert donors == [(one, 3.0), (one, 1.0), (other, 2.0)]
 
 
+def test_cut_outs_are_pasted_and_not_trained_on(data):
+    run = config(data, photos=(("sa", 1.0),), cut_paste=0.5, cut_outs=(("own", 3.0),))
+    (photos, _), (composites, weight) = read_sources(run, 64)
+    assert (type(photos), type(composites), weight) == (Sa1bFolder, CutPaste, 0.5)
+    donors = [(type(donor), share) for donor, share in composites.donors]
+    assert donors == [(Sa1bFolder, 1.0), (Sa1bFolder, 1.0), (MaskFolder, 3.0)]
+    with pytest.raises(ValueError, match=r"cut_outs: path: .*nowhere does not exist"):
+        read_sources(config(data, cut_paste=0.5, cut_outs=(("nowhere", 1.0),)), 64)
+
+
 def test_there_are_many_composites_on_each_photo(data, monkeypatch):
     """Unless something is computed once for each of them and kept."""
     seen = []

@@ -1,0 +1,91 @@
+"""Objects without a background: pictures whose opaque pixels are the one mask."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+from sam_jax.data.images import find_images
+from sam_jax.data.sources import Record, RecordError
+from sam_jax.ops import rle
+
+_TRANSPARENT = ("A", "a", "P")  # modes with one of these letters can have transparent pixels
+_MARGIN = 8  # pixels around the object, which whatever resizes and feathers it looks at
+_SEEN = 20  # pictures that tell what a folder holds
+
+
+class CutOuts:
+    """A folder of pictures with transparent pixels, sub-folders included: stickers, renderings.
+
+    A record is one picture, cut to its object: the pixels of at least half opacity. Around it the
+    colours of the object's edge go on, so that nothing of a background is pasted along with it.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        """Lists the pictures.
+
+        Args:
+          path: the folder.
+
+        Raises:
+          ValueError: no such folder, or no picture in it.
+        """
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise ValueError(f"path: expected a folder of pictures, got {path}")
+        self._files = find_images(self.path)
+        if not self._files:
+            raise ValueError(f"path: expected pictures with transparent pixels, {path} has none")
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __repr__(self) -> str:
+        return f"CutOuts({str(self.path)!r})"
+
+    def __getitem__(self, index: int) -> Record:
+        """Record `index`, in sorted order.
+
+        Raises:
+          RecordError: the picture cannot be read, or has no transparent or no opaque pixel.
+        """
+        name = str(self._files[index].relative_to(self.path))
+        try:
+            with Image.open(self._files[index]) as opened:
+                image = opened.convert("RGBA")
+        except Exception as error:  # decoders of damaged files raise almost anything
+            raise RecordError(f"{name} is not readable: {error}", "image") from error
+        opaque = image.getchannel("A").point([0] * 128 + [255] * 128)
+        box = opaque.getbbox()
+        if box is None or opaque.histogram()[0] == 0:
+            missing = "opaque" if box is None else "transparent"
+            raise RecordError(f"{name} has no {missing} pixel", "mask")
+        pixels = np.asarray(image.crop(box))
+        pixels = np.pad(pixels, ((_MARGIN, _MARGIN), (_MARGIN, _MARGIN), (0, 0)))
+        alpha = pixels[..., 3]
+        # Where it is half transparent, the background that it was drawn on may show.
+        solid = alpha >= min(250, int(alpha.max()))
+        nearest = ndimage.distance_transform_edt(
+            ~solid, return_distances=False, return_indices=True
+        )
+        colours = np.ascontiguousarray(pixels[..., :3][tuple(nearest)])
+        return {"image": colours, "rles": [rle.encode(alpha >= 128)], "name": name}
+
+
+def are_cut_outs(files: list[Path]) -> bool:
+    """Whether the first pictures of a folder all have transparent pixels."""
+    return bool(files) and all(map(_is_cut_out, files[:_SEEN]))
+
+
+def _is_cut_out(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            if not set(image.mode) & set(_TRANSPARENT):
+                return False
+            return image.convert("RGBA").getchannel("A").getextrema()[0] < 128
+    except Exception:  # not a picture: `CutOuts` and `MaskFolder` say so
+        return False
