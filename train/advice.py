@@ -148,6 +148,10 @@ def warnings(config: TrainConfig, params: dict) -> list[str]:
                 f"lora.rank {config.lora.rank}: {len(free)} of the matrices that get adapters are "
                 f"trained themselves as well, such as {free[0]}; freeze them with optim.frozen"
             )
+    if (config.stretch or config.blur) and not config.augment:
+        said.append("stretch, blur: do nothing without augment")
+    if config.blur and config.text.clip:
+        said.append("blur: does nothing, crops are encoded as they are (text.clip)")
     if config.cut_outs and not config.cut_paste:
         said.append("cut_outs: nothing is pasted without composites; give them a weight, cut_paste")
     if config.loss.grouping_weight and _encoder_is_still(config, params):

@@ -117,7 +117,7 @@ def stage_batches(
     if not config.augment:
         changes = _UNCHANGED
     elif crops:
-        changes = _SAME_COLOURS
+        changes = _SAME_COLOURS | {"stretch": config.stretch}
     pipeline = PipelineConfig(
         image_size=stage.image_size,
         mask_size=stage.mask_size or stage.image_size // 4,
@@ -130,7 +130,8 @@ def stage_batches(
         **changes,
     )
     # No pixel of the frame is made from less than one of the photo's.
-    at_least = math.ceil(stage.image_size * max(1.0, stage.scale_range[1]))
+    most = max(1.0, stage.scale_range[1]) * math.exp(pipeline.stretch)
+    at_least = math.ceil(stage.image_size * most)
     # What is computed once and kept is computed for one composite on each.
     pastings = PASTINGS if cache is None and crops is None else 1
     sources = read_sources(config, stage.image_size, at_least, pastings)

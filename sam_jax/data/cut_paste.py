@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -12,7 +13,10 @@ from PIL import Image, ImageFilter
 from sam_jax.data.sources import Record, RecordError, Source
 from sam_jax.ops import rle as rle_ops
 
+log = logging.getLogger(__name__)
+
 MIN_PIXELS = 30  # masks with fewer visible pixels are left out
+_DONORS_TRIED = 10
 _INSIDE = 0.9  # a mask of which this share lies in another is a part of it and goes along
 
 
@@ -63,19 +67,25 @@ class CutPaste:
             of `source`.
 
         Raises:
-          ValueError: an empty source or donor, a size below 64, or a length below 1.
+          ValueError: an empty source or donor, a weight below 0 or none above it, a size below 64,
+            or a length below 1.
         """
         donors = list(donors) or [(source, 1.0)]
         if not len(source) or not all(len(donor) for donor, _ in donors):
             raise ValueError("source and donors must hold at least one record, got none")
+        weights = np.array([weight for _, weight in donors], np.float64)
+        if not (weights >= 0).all() or not weights.sum() > 0:
+            raise ValueError(
+                f"donors: expected weights of 0 or more, and one above 0, got {weights.tolist()}"
+            )
         if size < 64 or (length is not None and length < 1):
             raise ValueError(
                 f"size must be at least 64 and length at least 1, got {size} and {length}"
             )
         self.source, self.size, self.seed = source, size, seed
         self.length = len(source) if length is None else length
-        weights = np.array([weight for _, weight in donors], np.float64)
         self.donors, self._odds = donors, weights / weights.sum()
+        self._named: set[tuple[int, int]] = set()
 
     def __len__(self) -> int:
         return self.length
@@ -88,7 +98,7 @@ class CutPaste:
 
         Raises:
           IndexError: beyond the length.
-          RecordError: the photograph, or that of an object, cannot be used.
+          RecordError: the photograph cannot be used, or none of several that might give objects.
         """
         if not 0 <= index < self.length:
             raise IndexError(f"index must be in 0..{self.length - 1}, got {index}")
@@ -96,8 +106,7 @@ class CutPaste:
         record = self.source[index % len(self.source)]
         scene = _resized(record, self.size)
         for _ in range(int(rng.integers(1, 3))):  # photographs that give objects
-            donors, _ = self.donors[int(rng.choice(len(self.donors), p=self._odds))]
-            donor = donors[int(rng.integers(len(donors)))]
+            donor = self._donor(rng)
             for _ in range(int(rng.integers(1, 3))):
                 _paste_object(scene, donor, rng)
         return {
@@ -105,6 +114,22 @@ class CutPaste:
             "rles": _encoded(scene),
             "name": f"cutpaste:{self.seed}:{index}:{record['name']}",
         }
+
+    def _donor(self, rng: np.random.Generator) -> Record:
+        """A record that gives objects; one that cannot be read is named once and another drawn."""
+        problem = ""
+        for _ in range(_DONORS_TRIED):
+            number = int(rng.choice(len(self.donors), p=self._odds))
+            source = self.donors[number][0]
+            index = int(rng.integers(len(source)))
+            try:
+                return source[index]
+            except RecordError as error:
+                problem = str(error)
+            if (number, index) not in self._named:
+                self._named.add((number, index))
+                log.warning("no object from record %d of %r (%s)", index, source, problem)
+        raise RecordError(f"{_DONORS_TRIED} donors in a row cannot be used; the last: {problem}")
 
 
 def _resized(record: Record, size: int) -> _Scene:

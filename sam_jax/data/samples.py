@@ -143,7 +143,8 @@ def make_sample(record: Record, rng: np.random.Generator, config: PipelineConfig
         if attempt == _WINDOWS - 1:
             scale = min(1.0, config.scale_range[1])  # the whole picture: nothing is cut off
         centre = candidates[rng.integers(len(candidates))]
-        view = _draw_view(image.shape[:2], centre, scale, rng, config)
+        stretch = 0.0 if attempt == _WINDOWS - 1 else config.stretch
+        view = _draw_view(image.shape[:2], centre, scale, stretch, rng, config)
         drawn = _draw_masks(candidates, view, rng, config)
         if drawn:
             break
@@ -217,14 +218,15 @@ def _draw_view(
     image_hw: tuple[int, int],
     centre: _Mask,
     scale: float,
+    stretch: float,
     rng: np.random.Generator,
     config: PipelineConfig,
 ) -> _View:
     """The window: all of the picture, or a part of it that holds the middle of `centre`'s box."""
     size = config.image_size
     ratios = np.full(2, size * scale / max(image_hw))
-    if config.stretch:
-        ratios *= np.exp(rng.uniform(-config.stretch, config.stretch, 2))
+    if stretch:
+        ratios *= np.exp(rng.uniform(-stretch, stretch, 2))
     full = [max(1, round(side * ratio)) for side, ratio in zip(image_hw, ratios, strict=True)]
     window = [min(size, side) for side in full]
     starts = []

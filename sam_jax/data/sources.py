@@ -16,8 +16,8 @@ A source may have `left_out` and `damage`, dicts {name: reason} of what its file
 records do not: `left_out` by intention, `damage` because it is broken or incomplete.
 
 Anything else with these two methods is a source too. The others are in `tars`, `tfds`, `coco`,
-`mask_folders`, `scenes` and `described`, whose records have words for their masks; `open_source`
-recognises which one a path needs.
+`mask_folders`, `cut_outs`, `scenes` and `described`, whose records have words for their masks;
+`open_source` recognises which one a path needs.
 """
 
 from __future__ import annotations

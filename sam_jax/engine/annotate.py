@@ -17,6 +17,7 @@ link that is printed; one of the tool's own making, or --token.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import threading
@@ -158,7 +159,8 @@ class Filler:
     def stop(self) -> None:
         """Ends it after the photo that it is at."""
         self._stopped.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def filled(self, photo: str) -> bool:
         """Whether a photo has its masks; if not, it is next."""
@@ -246,7 +248,8 @@ def _end(filler: Filler | None, assistant: Any, store: Any) -> None:
     is left without its end; all that was said to be saved is in its file.
     """
     try:
-        print("ends after what is being computed; Ctrl-C again leaves at once", file=sys.stderr)
+        with contextlib.suppress(OSError):  # whoever reads it may be gone
+            print("ends after what is being computed; Ctrl-C again leaves at once", file=sys.stderr)
         if filler:
             filler.stop()
         assistant.stop()

@@ -42,7 +42,7 @@ PROMPT_SLOTS_CPU = (1, 4, 8)
 POINTS, POINTS_CPU = (4, 16, 64, 256), (4, 16, 64)
 """Single points that `decode_points` takes in one call."""
 CHUNKS, CHUNKS_CPU = (1, 4, 16, 64), (1,)
-"""Of these, how many are decoded at a time: more of them leave a CPU's cache, and two cost 6 to 9%
+"""Of these, how many are decoded at a time: more of them leave a CPU's cache, and two cost 5 to 9%
 more a point than one."""
 
 DECODER_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}

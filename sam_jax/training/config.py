@@ -197,8 +197,9 @@ class TrainConfig:
     cut_paste: float = 0.0
     """Weight of composites: masked objects of the photo folders pasted onto other photos."""
     cut_outs: tuple[tuple[str, float], ...] = ()
-    """Data under `data_root` whose objects are pasted too, with weights beside those of `photos`,
-    and which is not trained on by itself: cut-outs on no background, say."""
+    """Data under `data_root` whose objects are pasted too, and which is not trained on by itself:
+    cut-outs on no background, say. Their weights count beside twice those of `photos`, which give
+    the objects of their own photographs and of one another's."""
     scenes: float = 0.0
     """Weight of procedural scenes."""
     described: float = 0.0
@@ -214,7 +215,7 @@ class TrainConfig:
     stretch: float = 0.0
     """With `augment`: width and height are scaled apart, each by up to exp(this) either way."""
     blur: float = 0.0
-    """With `augment`: share of pictures that are blurred."""
+    """With `augment`, and without `text.clip`: share of pictures that are blurred."""
     init_from: str = ""
     """A model's name or file to start from; the sizes are its own, and of `model` only how it is
     computed counts (`dtype`, `drop_path`, `decoder_dropout`, `remat`, `scan_blocks`,

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sam_jax.data.cut_outs import CutOuts
 from sam_jax.data.cut_paste import CutPaste
@@ -12,11 +12,11 @@ from sam_jax.data.sources import RecordError
 from sam_jax.ops import rle
 
 
-def disc(colour=(200, 60, 20), hidden=(0, 255, 0)):
-    """uint8 [60, 80, 4]: a disc of radius 20 in a colour, soft for 2 pixels, `hidden` around it."""
-    y, x = np.mgrid[:60, :80]
-    away = np.hypot(y - 30, x - 45)
-    alpha = np.clip((21 - away) / 2, 0, 1)
+def disc(colour=(200, 60, 20), hidden=(0, 255, 0), radius=20):
+    """uint8 [3 r, 4 r, 4]: a disc in a colour, soft for 2 pixels, `hidden` around it."""
+    y, x = np.mgrid[: 3 * radius, : 4 * radius]
+    away = np.hypot(y - 1.5 * radius, x - 2.25 * radius)
+    alpha = np.clip((radius + 1 - away) / 2, 0, 1)
     mixed = alpha[..., None] * np.array(colour) + (1 - alpha[..., None]) * np.array(hidden)
     return np.dstack([mixed, 255 * alpha]).round().astype(np.uint8)
 
@@ -41,8 +41,8 @@ def test_a_record_is_the_object_and_its_colours_go_on_around_it(folder):
         mask = rle.decode(record["rles"][0])
         assert mask.shape == record["image"].shape[:2] and len(record["rles"]) == 1
         ys, xs = np.nonzero(mask)
-        assert (ys.min(), xs.min()) == (8, 8)
-        assert (ys.max(), xs.max()) == (mask.shape[0] - 9, mask.shape[1] - 9)
+        margins = ys.min(), xs.min(), *(np.array(mask.shape) - 1 - (ys.max(), xs.max()))
+        assert len(set(margins)) == 1 and margins[0] == pytest.approx(0.2 * 40, abs=3)
         assert mask.sum() == pytest.approx(np.pi * 20**2, rel=0.03)
         difference = np.abs(record["image"].astype(int) - (200, 60, 20))
         assert difference.max() <= 3, "neither the soft edge nor what is hidden is seen"
@@ -60,6 +60,58 @@ def test_they_are_pasted_without_a_halo(folder):
             greenish = made["image"][..., 1].astype(int) - made["image"][..., 0] > 40
             assert pasted.sum() > 100 and not greenish.any()
     assert found > 3
+
+
+@pytest.mark.parametrize("shape", ["disc", "square", "bar"])
+@pytest.mark.parametrize("size", [30, 300, 1500])
+def test_objects_of_any_size_and_shape_are_pasted(tmp_path, shape, size):
+    if shape == "disc":
+        pixels = disc(radius=size // 2)
+    else:
+        pixels = np.zeros((size + 9, size + 9, 4), np.uint8)
+        pixels[4 : 4 + (size if shape == "square" else size // 8), 4 : 4 + size] = 200, 60, 20, 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    source = open_source(tmp_path)
+    assert max(source[0]["image"].shape[:2]) <= 1500
+    ground = [{"image": np.full((120, 160, 3), 128, np.uint8), "rles": [], "name": "grey"}]
+    made = CutPaste(ground, 160, 0, length=10, donors=[(source, 1.0)])
+    assert sum(bool(made[k]["rles"]) for k in range(10)) >= 8
+
+
+def test_what_shines_through_keeps_its_colours(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 60, 4), np.uint8)
+    pixels[..., 3] = 0
+    pixels[10:50, 10:50, 3] = 200
+    pixels[30, 30, 3] = 255
+    Image.fromarray(pixels).save(tmp_path / "glass.png")
+    image = CutOuts(tmp_path)[0]["image"]
+    margin = (len(image) - 40) // 2
+    inside = image[margin + 3 : margin + 37, margin + 3 : margin + 37]
+    np.testing.assert_array_equal(inside, pixels[13:47, 13:47, :3])
+
+
+def test_a_turned_picture_is_turned(tmp_path):
+    pixels = np.zeros((40, 60, 4), np.uint8)
+    pixels[5:15, 5:55] = 200, 60, 20, 255
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    ys, xs = np.nonzero(rle.decode(CutOuts(tmp_path)[0]["rles"][0]))
+    assert (np.ptp(ys) + 1, np.ptp(xs) + 1) == (50, 10)
+
+
+def test_a_donor_that_cannot_be_read_is_named_once_and_another_drawn(folder, caplog):
+    Image.new("RGB", (9, 9)).save(folder / "b.png")
+    ground = [{"image": np.full((120, 160, 3), 128, np.uint8), "rles": [], "name": "grey"}]
+    made = CutPaste(ground, 160, 0, length=40, donors=[(CutOuts(folder), 1.0)])
+    assert all(made[k]["rles"] for k in range(40))
+    assert [record.getMessage().count("b.png") for record in caplog.records] == [1]
+    for file in folder.rglob("*.*"):
+        Image.new("RGB", (9, 9)).save(file)
+    with pytest.raises(RecordError, match="10 donors in a row cannot be used; the last: .* has no"):
+        CutPaste(ground, 160, donors=[(CutOuts(folder), 1.0)])[0]
+    with pytest.raises(ValueError, match="donors: expected weights of 0 or more, and one above"):
+        CutPaste(ground, 160, donors=[(ground, -1.0)])
 
 
 def test_what_is_no_cut_out_is_named(folder):
@@ -82,7 +134,19 @@ def test_what_is_no_cut_out_is_named(folder):
 
 
 def test_pictures_with_masks_are_still_that(tmp_path):
-    """A label map may have transparent pixels too."""
+    """Masks may have transparent pixels too."""
     Image.new("RGB", (80, 60)).save(tmp_path / "a.jpg")
     Image.fromarray(disc()).save(tmp_path / "a.png")
     assert isinstance(open_source(tmp_path), MaskFolder)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "a").mkdir()
+    for k in range(30):
+        Image.fromarray(disc()).save(tmp_path / "a" / f"{k}.png")
+    assert isinstance(open_source(tmp_path), MaskFolder)
+
+
+def test_pictures_without_an_alpha_channel_may_have_transparent_pixels(tmp_path):
+    pixels = np.full((40, 60, 3), 0, np.uint8)
+    pixels[5:15, 5:55] = 200, 60, 20
+    Image.fromarray(pixels).save(tmp_path / "a.png", transparency=(0, 0, 0))
+    assert rle.area(open_source(tmp_path)[0]["rles"][0]) == 500

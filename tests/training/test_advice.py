@@ -101,6 +101,11 @@ def test_nothing_to_train(params):
         ({"loss": LossConfig(iou_weight=0.0)}, "predicted IoU is not trained"),
         ({"lora": LoraConfig(rank=2)}, "freeze them with optim.frozen"),
         ({"cut_outs": (("stickers", 1.0),)}, "nothing is pasted without composites"),
+        ({"augment": False, "stretch": 0.1}, "stretch, blur: do nothing without augment"),
+        (
+            {"blur": 0.1, "text": TextConfig(clip="x", share=0.5)},
+            "blur: does nothing, crops are encoded",
+        ),
     ],
 )
 def test_what_will_be_unlearned_is_said(params, changes, words):
