@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 
 import jax
@@ -59,17 +59,9 @@ def rel_pos_attention(
     forms = {name: functools.partial(form, precision=precision) for name, form in forms.items()}
     if not attention_gpu.serves(q):
         forms.pop("cuda")
-    return by_platform(forms, q, k, v, rel_h, rel_w)
-
-
-def by_platform(forms: dict[str, Callable], *args):
-    """One of equal forms of a function, by the platform that it runs on; "default" is one of them.
-
-    While a program is traced for several platforms at once (`portable`) it is the CPU's.
-    """
     if _portable.get():
-        return forms.get("cpu", forms["default"])(*args)
-    return jax.lax.platform_dependent(*args, **forms)
+        return forms.get("cpu", forms["default"])(q, k, v, rel_h, rel_w)
+    return jax.lax.platform_dependent(q, k, v, rel_h, rel_w, **forms)
 
 
 @contextlib.contextmanager

@@ -29,18 +29,14 @@ def attend(q, k, v, bias_h, bias_w, precision=None):
     Returns:
       [blocks, Q, D] in v's dtype.
     """
+    # A column of ones sums the weights: a pass less over what is too large for the cache.
+    v = jnp.concatenate([v, jnp.ones((len(v), 1), v.dtype)], -1)
     product = _product(precision)
-    # In bfloat16 a column of ones sums the weights: a pass less over what is converted for the
-    # product anyway. In float32 the product of one more column takes longer than the pass.
-    ones = v.dtype != jnp.float32
-    columns = jnp.concatenate([v, jnp.ones((len(v), 1), v.dtype)], -1) if ones else v
 
     def block(args):
         weights = _weights(*args, k, product)
-        out = product("qk,kd->qd", weights.astype(v.dtype), columns)
-        if ones:
-            return (out[:, :-1] / out[:, -1:]).astype(v.dtype)
-        return out / weights.sum(-1, keepdims=True)
+        out = product("qk,kd->qd", weights.astype(v.dtype), v)
+        return (out[:, :-1] / out[:, -1:]).astype(v.dtype)
 
     return jax.lax.map(block, (q, bias_h, bias_w))
 

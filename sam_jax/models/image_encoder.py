@@ -10,13 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from sam_jax.models.attention import by_platform, rel_pos_attention
+from sam_jax.models.attention import rel_pos_attention
 from sam_jax.models.config import SamConfig
-from sam_jax.models.layers import ENCODER_EPS, Weights, dense, gelu, linear, norm, precision
+from sam_jax.models.layers import ENCODER_EPS, dense, gelu, norm, precision
 from sam_jax.ops.resize import resize_hw
-
-IN_CACHE = 512 * 3072
-"""Numbers between the layers of an MLP that a CPU computes at a time."""
 
 
 def partition_windows(x: jax.Array, size: int) -> jax.Array:
@@ -70,46 +67,11 @@ class Attention(nn.Module):
         return kept(dense(c, width, "proj")(out.reshape(b, h, w, width)))
 
 
-def mlp(x: jax.Array, first: Weights, second: Weights, dtype: str) -> jax.Array:
-    """Two linear layers with GELU between them: [..., C] -> [..., D] in `dtype`.
-
-    A CPU takes some rows at a time, so that what is between the layers stays in its cache.
-    """
-
-    def whole(x, first, second):
-        y = gelu(linear(x, first, dtype).astype(dtype))
-        return linear(y, second, dtype).astype(dtype)
-
-    def in_parts(x, first, second):
-        rows = x.reshape(-1, x.shape[-1])
-        size = _part(len(rows), first.kernel.shape[1])
-        if size == len(rows):
-            return whole(x, first, second)
-        # Converted here, not once a part.
-        first, second = (w._replace(kernel=w.kernel.astype(dtype)) for w in (first, second))
-        parts = rows.reshape(-1, size, rows.shape[-1])
-        y = jax.lax.map(lambda part: whole(part, first, second), parts)
-        return y.reshape(*x.shape[:-1], -1)
-
-    return by_platform({"cpu": in_parts, "default": whole}, x, first, second)
-
-
-def _part(rows: int, hidden: int) -> int:
-    """Rows of an MLP to compute at a time: a divisor of `rows`, or all of them."""
-    most = max(128, IN_CACHE // hidden)
-    return next((n for n in range(most, most // 4, -1) if rows % n == 0), rows)
-
-
 class Block(nn.Module):
-    """A pre-norm transformer block; `window` 0 attends globally.
-
-    `train` decides how the MLP is computed, not what: a CPU takes it in parts unless a backward
-    pass is to follow, which would keep all of them.
-    """
+    """A pre-norm transformer block; `window` 0 attends globally."""
 
     config: SamConfig
     window: int
-    train: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, branch_scale: jax.Array | None = None) -> jax.Array:
@@ -132,14 +94,8 @@ class Block(nn.Module):
         # of its readers (make_step in sam_jax.training.step).
         x = jax.lax.optimization_barrier(x + scaled(y, 0))
         y = norm(ENCODER_EPS, "norm2")(x).astype(c.dtype)
-        lin1 = dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")
-        lin2 = dense(c, c.encoder_width, "lin2")
-        if self.train or self.is_initializing():
-            y = lin2(gelu(kept(lin1(y))))
-        else:
-            weights = lin1.weights(c.encoder_width), lin2.weights(lin1.features)
-            y = mlp(y, *weights, c.dtype)
-        x = x + scaled(y, 1)
+        y = gelu(kept(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y)))
+        x = x + scaled(dense(c, c.encoder_width, "lin2")(y), 1)
         return jax.lax.optimization_barrier(x)
 
 
@@ -167,12 +123,12 @@ class ImageEncoder(nn.Module):
         x = x + resize_hw(table, hw, (1, 2), "cubic").astype(x.dtype)
         scales = self._branch_scales(b) if train and c.drop_path else None
         if c.scan_blocks and not self.is_initializing():
-            x = _loop_over_blocks(c, self.variables["params"], x, scales, train)
+            x = _loop_over_blocks(c, self.variables["params"], x, scales)
         else:
             block = nn.remat(Block, policy=_policy(c))
             for i, window in enumerate(c.windows):
                 scale = None if scales is None else scales[i]
-                x = block(c, window, train, name=f"block_{i}")(x, scale)
+                x = block(c, window, name=f"block_{i}")(x, scale)
         return self._neck(x)
 
     def _branch_scales(self, images: int) -> jax.Array:
@@ -201,9 +157,7 @@ class ImageEncoder(nn.Module):
         return norm(ENCODER_EPS, "neck_norm2")(x)
 
 
-def _loop_over_blocks(
-    c: SamConfig, params: dict, x: jax.Array, scales: jax.Array | None, train: bool
-):
+def _loop_over_blocks(c: SamConfig, params: dict, x: jax.Array, scales: jax.Array | None):
     """All blocks as a loop over equal groups of them, and in a group over runs of like ones.
 
     In ViT-B, L and H every group is some windowed blocks and a global one, so that a program of
@@ -230,7 +184,7 @@ def _loop_over_blocks(
 
     def group(x, xs):
         for (window, _), run in zip(runs, xs, strict=True):
-            block = Block(c, window, train, parent=None)
+            block = Block(c, window, parent=None)
 
             def one(x, params_scale, block=block):
                 params, scale = params_scale
