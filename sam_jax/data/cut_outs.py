@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -82,22 +84,29 @@ class CutOuts:
 
 
 def are_cut_outs(files: list[Path]) -> bool:
-    """Whether all of a folder's pictures can be transparent, and some from all over it are."""
+    """Whether all of a folder's pictures can be transparent, and some from all over it are.
+
+    What cannot be read decides nothing.
+    """
     seen = files[:: max(1, len(files) // _SEEN)]
-    return bool(files) and all(map(_has_alpha, files)) and all(map(_is_cut_out, seen))
+    return (
+        all(_asked(_has_alpha, files)) and any(answers := _asked(_is_clear, seen)) and all(answers)
+    )
 
 
-def _has_alpha(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return bool(set(image.mode) & {"A", "a"}) or "transparency" in image.info
-    except Exception:  # not a picture: whatever reads it says so
-        return True
+def _asked(question: Callable[[Image.Image], bool], files: list[Path]) -> list[bool]:
+    answers = []
+    for path in files:
+        with contextlib.suppress(Exception), Image.open(path) as image:  # decoders raise anything
+            answers.append(question(image))
+            if not answers[-1]:
+                break
+    return answers
 
 
-def _is_cut_out(path: Path) -> bool:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGBA").getchannel("A").getextrema()[0] < 128
-    except Exception:
-        return True
+def _has_alpha(image: Image.Image) -> bool:
+    return bool(set(image.mode) & {"A", "a"}) or "transparency" in image.info
+
+
+def _is_clear(image: Image.Image) -> bool:
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 128

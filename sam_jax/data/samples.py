@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from sam_jax.data.colours import blurred, jittered
 from sam_jax.data.sources import Record, RecordError
 from sam_jax.ops import rle as rle_ops
 
 Sample = dict[str, np.ndarray]
 
-_LUMA = np.array([0.299, 0.587, 0.114])
 _IS_SET = [0] * 128 + [255] * 128  # a resized mask counts from half coverage on
 _WINDOWS = 3  # windows tried on one record before giving it up
 
@@ -361,9 +361,7 @@ def _draw_image(
     x0, y0, x1, y1 = view.box
     box = (x0 * width, y0 * height, x1 * width, y1 * height)
     part = _resize(Image.fromarray(image), box, (view.hw[1], view.hw[0]))
-    part = _jitter_colours(_mirrored(part, view), rng, config)
-    if config.blur_probability and rng.random() < config.blur_probability:
-        part = part.filter(ImageFilter.GaussianBlur(rng.uniform(0.4, 1.6)))
+    part = blurred(jittered(_mirrored(part, view), rng, config), rng, config)
     framed = np.zeros((config.image_size, config.image_size, 3), np.uint8)
     framed[: view.hw[0], : view.hw[1]] = np.asarray(part)
     return framed
@@ -386,23 +384,3 @@ def _mirrored(image: Image.Image, view: _View) -> Image.Image:
     if view.mirror_y:
         image = image.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
     return image
-
-
-def _jitter_colours(
-    image: Image.Image, rng: np.random.Generator, config: PipelineConfig
-) -> Image.Image:
-    """Brightness, contrast, saturation, grey and negative as one affine map of the colours."""
-    j = config.colour_jitter
-    brightness, contrast, saturation = rng.uniform(1 - j, 1 + j, 3)
-    grey, invert = rng.random(2) < (config.grey_probability, config.invert_probability)
-    if j == 0 and not grey and not invert:
-        return image
-    if grey:
-        saturation = 0.0
-    matrix = saturation * np.eye(3) + (1 - saturation) * np.tile(_LUMA, (3, 1))
-    matrix = brightness * contrast * matrix
-    mean = _LUMA @ np.asarray(image.resize((1, 1), Image.Resampling.BOX)).reshape(3)
-    offset = np.full(3, brightness * (1 - contrast) * mean)
-    if invert:
-        matrix, offset = -matrix, 255 - offset
-    return image.convert("RGB", tuple(np.column_stack([matrix, offset]).reshape(-1).tolist()))

@@ -42,8 +42,8 @@ PROMPT_SLOTS_CPU = (1, 4, 8)
 POINTS, POINTS_CPU = (4, 16, 64, 256), (4, 16, 64)
 """Single points that `decode_points` takes in one call."""
 CHUNKS, CHUNKS_CPU = (1, 4, 16, 64), (1,)
-"""Of these, how many are decoded at a time: more of them leave a CPU's cache, and two cost 5 to 9%
-more a point than one."""
+"""Of these, how many are decoded at a time: more of them leave a CPU's cache, and in processes that
+give freed memory back two cost 5 to 9% more a point than one."""
 
 DECODER_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT"}
 """XLA puts what surrounds a product into one kernel with it, in which narrow products are slower

@@ -145,6 +145,15 @@ def test_pictures_with_masks_are_still_that(tmp_path):
     assert isinstance(open_source(tmp_path), MaskFolder)
 
 
+def test_a_picture_that_cannot_be_read_does_not_decide_what_a_folder_is(folder):
+    (folder / "0.png").write_bytes(b"no picture")
+    assert isinstance(open_source(folder), CutOuts)
+    for path in folder.rglob("*.*"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="expected pictures with masks"):
+        open_source(folder)
+
+
 def test_pictures_without_an_alpha_channel_may_have_transparent_pixels(tmp_path):
     pixels = np.full((40, 60, 3), 0, np.uint8)
     pixels[5:15, 5:55] = 200, 60, 20

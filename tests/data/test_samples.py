@@ -52,7 +52,7 @@ def test_a_part_is_drawn_as_the_whole(side, step):
     assert compared >= 40
 
 
-def two_squares(config, seed):
+def rectangle_sample(config, seed):
     """The sample of a picture that is white where its mask is, in the middle of grey."""
     mask = np.zeros((96, 96), bool)
     mask[32:64, 24:72] = True
@@ -68,7 +68,7 @@ def test_a_stretched_picture_and_its_mask_stay_together():
     )
     ratios = []
     for seed in range(30):
-        sample = two_squares(config, seed)
+        sample = rectangle_sample(config, seed)
         height, width = sample["image_hw"]
         assert max(height, width) <= 128
         inside = sample["image"][:height, :width, 0] > 160
@@ -80,7 +80,7 @@ def test_a_stretched_picture_and_its_mask_stay_together():
     assert min(ratios) < 1.2 and max(ratios) > 1.9  # 1.5 in the picture
     assert all(1.5 * np.exp(-0.85) < ratio < 1.5 * np.exp(0.85) for ratio in ratios)
     config = dataclasses.replace(config, stretch=0.0)
-    assert {tuple(two_squares(config, seed)["image_hw"]) for seed in range(5)} == {(128, 128)}
+    assert {tuple(rectangle_sample(config, seed)["image_hw"]) for seed in range(5)} == {(128, 128)}
 
 
 def test_some_pictures_are_blurred():
@@ -94,7 +94,7 @@ def test_some_pictures_are_blurred():
         invert_probability=0.0,
         blur_probability=0.5,
     )
-    images = [two_squares(config, seed)["image"][..., 0].astype(int) for seed in range(40)]
+    images = [rectangle_sample(config, seed)["image"][..., 0].astype(int) for seed in range(40)]
     steps = np.array([np.abs(np.diff(image)).max() for image in images])
     assert 10 < np.sum(steps == 255 - 64) < 30 and steps.min() < 120
     assert all(image.min() >= 63 for image in images), "the picture goes on at its border"
