@@ -34,6 +34,7 @@ from train.embeddings import Cache
 from train.guard import NanGuard
 from train.processes import Stop, is_chief, join
 from train.start import initial_state, read_config, starting_point
+from train.teacher import Teacher, with_neck_like
 from train.validation import open_data, prediction_sheet, validate
 from train.watch import Watch
 
@@ -52,10 +53,13 @@ def run(config: TrainConfig) -> int:
     for text in warnings(config, variables["params"]):
         say(f"WARNING {text}")
     folder, notes = run_folders(config)
-    optimizer = make_optimizer(config.optim, config.model, config.total_steps)
-    state, shardings = initial_state(config, variables, optimizer, mesh)
     checkpoints = Checkpoints(folder / "checkpoints", config)
     newest = checkpoints.newest()
+    teacher = Teacher(config.teacher, config.model, mesh) if config.teacher else None
+    if teacher and newest is None:
+        variables = with_neck_like(config, variables, teacher)
+    optimizer = make_optimizer(config.optim, config.model, config.total_steps)
+    state, shardings = initial_state(config, variables, optimizer, mesh)
     if newest is not None:
         state = checkpoints.restore(newest, state, shardings)
         say(f"going on from step {newest} in {folder}")
@@ -71,7 +75,7 @@ def run(config: TrainConfig) -> int:
     validation = open_data(config.validation, config.data_root)
     tools = Tools(
         *(watch, NanGuard(notes), checkpoints, stop, cache, crops),
-        *(skipped, validation, tower, clip),
+        *(skipped, validation, tower, clip, teacher),
     )
     ends = list(itertools.accumulate(stage.steps for stage in config.stages))
     try:
@@ -139,6 +143,7 @@ class Tools:
     validation: dict[str, Source]
     text_tower: Clip | None
     clip: Clip | None
+    teacher: Teacher | None
 
 
 class StageRun:
@@ -193,6 +198,8 @@ class StageRun:
             batch = next(data)
             watch.trace(done, metrics)
             placed = global_batch(self.mesh, batch)
+            if tools.teacher:
+                placed = tools.teacher(placed)
             step = step or compile_ahead(self.step, state, placed, key)
             state, metrics = step(state, placed, key)
             done += 1

@@ -30,6 +30,7 @@ def check(config: TrainConfig, params: dict) -> None:
         )
     _check_text(config)
     _check_workers(config)
+    _check_teacher(config, [path for path in _paths(params) if path not in frozen])
     if not config.cache_embeddings:
         return
     problems = []
@@ -73,6 +74,32 @@ def _check_workers(config: TrainConfig) -> None:
             )
 
 
+def _check_teacher(config: TrainConfig, free: list[str]) -> None:
+    """Refuses a teacher that nobody listens to, and decoders that nothing but decay changes."""
+    if bool(config.teacher) != bool(config.loss.teacher_weight):
+        raise ValueError(
+            "teacher: goes together with loss.teacher_weight; give both (--teacher FILE "
+            "--loss.teacher-weight 1) or neither"
+        )
+    if config.teacher and config.cache_embeddings:
+        raise ValueError(
+            "teacher: teaches the encoder, and with cache_embeddings it is frozen; leave one of "
+            "them out (--no-cache-embeddings)"
+        )
+    if config.loss.of_masks:
+        return
+    if not config.teacher:
+        raise ValueError(
+            "loss: focal_weight, dice_weight and iou_weight are 0, so that no mask is learned, and "
+            "there is no teacher; give one of them a weight"
+        )
+    if any(path.startswith(("mask_decoder/", "prompt_encoder/")) for path in free):
+        raise ValueError(
+            "optim.frozen: no mask is learned, and weight decay would wear the decoder out; freeze "
+            "it (--optim.frozen 'prompt_encoder/*' 'mask_decoder/*')"
+        )
+
+
 def _check_text(config: TrainConfig) -> None:
     """Refuses data without text prompts beside data with them."""
     if not config.text.clip:
@@ -104,6 +131,8 @@ def warnings(config: TrainConfig, params: dict) -> list[str]:
       config: the run's.
       params: the model's, without adapters.
     """
+    if not config.loss.of_masks:
+        return []
     said = []
     boxes, stages = config.prompts.box_probability, config.stages
     if boxes >= 1:

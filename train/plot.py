@@ -26,12 +26,18 @@ def plot(rows: list[dict[str, float]], validations: list[dict[str, float]], out:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    steps = [row["step"] for row in rows]
     panels = 3 if validations else 2
     figure, axes = plt.subplots(1, panels, figsize=(4.5 * panels, 3), layout="constrained")
     left, right = axes[:2]
-    left.plot(steps, [row["dice"] for row in rows])
-    left.set(xlabel="step", ylabel="dice loss, mean over rounds")
+    taught = [row for row in rows if "teacher" in row]
+    rows = [row for row in rows if "dice" in row]
+    steps = [row["step"] for row in rows]
+    left.plot(steps, [row["dice"] for row in rows], label="dice loss, mean over rounds")
+    if taught:
+        missed = [row["teacher"] for row in taught]
+        left.plot([row["step"] for row in taught], missed, label="missed of the teacher")
+    left.set(xlabel="step", ylabel="loss")
+    left.legend()
     right.plot(steps, [row["iou_first"] for row in rows], label="first prompt, best of three")
     right.plot(steps, [row["iou_last"] for row in rows], label="last prompt")
     right.set(xlabel="step", ylabel="IoU on training batches", ylim=(0, 1))

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import jax
+import numpy as np
 import optax
 import tyro
 from jax.sharding import Mesh
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.load import load
 from sam_jax.checkpoint.mae import load_mae
+from sam_jax.checkpoint.mobile_sam import DECODER, is_mobile_sam_file, read_mobile_sam
 from sam_jax.models import sam as sam_model
 from sam_jax.models.config import SamConfig
 from sam_jax.training.config import TrainConfig
@@ -22,6 +24,11 @@ from sam_jax.training.scratch import structured_start
 from sam_jax.training.sharding import state_shardings
 from sam_jax.training.step import TrainState, init_state
 
+DECODERS = (
+    *("embed_dim", "mask_channels", "decoder_depth", "decoder_heads", "attention_downsample"),
+    *("num_multimask", "iou_head_depth", "iou_head_width", "text_width", "draw_boxes"),
+)
+"""Fields of a model's config that belong to its decoder, but for the MLP's width."""
 COMPUTED = ("dtype", "drop_path", "decoder_dropout", "remat", "scan_blocks")
 """Fields of a model's config that change how it is computed with, not what it is."""
 
@@ -60,7 +67,7 @@ def starting_point(
       ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
         stage's image size does not suit the model.
     """
-    text = clip and clip.text_tower()
+    text, mlp_width = clip and clip.text_tower(), config.model.decoder_mlp_width
     if clip is not None and not config.init_from:
         config = with_text(config, clip)
     if config.init_encoder:
@@ -88,7 +95,54 @@ def starting_point(
         variables = sam_model.init(config.model, key)
         if config.structured_start:
             variables = structured_start(variables, config.model)
+    if config.init_decoder:
+        config, variables = with_decoder(config, variables, mlp_width)
     return with_image_sizes(config), variables, text
+
+
+def with_decoder(config: TrainConfig, variables: dict, width: int) -> tuple[TrainConfig, dict]:
+    """Config and variables with the prompt encoder and mask decoder of `config.init_decoder`.
+
+    Where its MLPs have more units than `width` they keep so many, those of the largest weights.
+
+    Raises:
+      ValueError: nothing that loads is there, or the model has a text head.
+    """
+    name, model = config.init_decoder, config.model
+    if model.text_width:
+        raise ValueError("init_decoder: would replace the text head; leave out text.clip")
+    if Path(name).is_file() and is_mobile_sam_file(name):
+        taken, sizes = read_mobile_sam(name)[1], DECODER
+    else:
+        try:
+            start = load(name)
+        except ValueError as error:
+            raise ValueError(f"init_decoder: {error}") from error
+        taken, sizes = jax.device_get(start.params), start.config
+    changes = {field: getattr(sizes, field) for field in DECODERS}
+    changes["decoder_mlp_width"] = min(sizes.decoder_mlp_width, width)
+    fits = model.embed_dim == sizes.embed_dim
+    config = dataclasses.replace(config, model=model.replace(**changes))
+    parts = {part: x for part, x in taken["params"].items() if part != "image_encoder"}
+    for layer in parts["mask_decoder"]["transformer"].values():
+        if "lin1" in layer:
+            layer |= narrowed(layer, config.model.decoder_mlp_width)
+    encoder = variables["params"]["image_encoder"]
+    if not fits:
+        fresh = sam_model.init(config.model, jax.random.key(config.seed))["params"]["image_encoder"]
+        encoder = encoder | {part: x for part, x in fresh.items() if part.startswith("neck")}
+    return config, taken | {"params": parts | {"image_encoder": encoder}}
+
+
+def narrowed(layer: dict, width: int) -> dict:
+    """An MLP's "lin1" and "lin2" with its `width` units of the largest weights, in their order."""
+    into, out = (np.asarray(layer[name]["kernel"]) for name in ("lin1", "lin2"))
+    weight = np.linalg.norm(into, axis=0) * np.linalg.norm(out, axis=1)
+    kept = np.sort(np.argsort(-weight, kind="stable")[:width])
+    return {
+        "lin1": {"kernel": into[:, kept], "bias": np.asarray(layer["lin1"]["bias"])[kept]},
+        "lin2": layer["lin2"] | {"kernel": out[kept]},
+    }
 
 
 def sized_like(config: TrainConfig, model: SamConfig) -> TrainConfig:

@@ -82,7 +82,8 @@ class Watch:
 
         Args:
           step: how many steps are done.
-          row: with "loss", "dice", "iou_first" and "iou_last".
+          row: with "loss"; "dice", "iou_first" and "iou_last" unless no masks are learned;
+            "teacher" where embeddings are.
           images: how many images those steps saw in all.
 
         Returns:
@@ -113,11 +114,12 @@ class Watch:
         return row
 
     def _text(self, row: dict[str, float]) -> str:
-        text = (
-            f"loss {row['loss']:.3f}  dice {row['dice']:.3f}  "
-            f"iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}  "
-            f"{row['images_per_second']:.1f} images/s"
-        )
+        text = f"loss {row['loss']:.3f}  "
+        if "dice" in row:
+            text += f"dice {row['dice']:.3f}  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}  "
+        if "teacher" in row:
+            text += f"missed of the teacher {row['teacher']:.3f}  "
+        text += f"{row['images_per_second']:.1f} images/s"
         if "peak_share" in row:
             text += f"  {row['peak_share']:.0%} of peak"
         return text + (f"  skipped {len(self._skipped)}" if self._skipped else "")

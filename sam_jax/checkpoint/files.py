@@ -22,6 +22,7 @@ from safetensors.numpy import save_file
 from sam_jax.checkpoint import names
 from sam_jax.checkpoint.huggingface import decoder_heads
 from sam_jax.checkpoint.infer import infer_config, infer_own, same_shapes, sane
+from sam_jax.checkpoint.mobile_sam import is_mobile_sam
 from sam_jax.checkpoint.pth import read_pth
 from sam_jax.checkpoint.strict import CheckpointError, check
 from sam_jax.models.config import SamConfig
@@ -246,7 +247,13 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
             orbax = (path / ORBAX_JSON).is_file()
             return _read_orbax(path, config) if orbax else _read_folder(path, config)
         if not _is_safetensors(path):
-            return _from_tensors(path, read_pth(path), {}, config)
+            tensors = read_pth(path)
+            if is_mobile_sam(tensors):
+                raise CheckpointError(
+                    f"{path}: is MobileSAM's, whose encoder can teach one of this project's, not "
+                    "be run in its place: see `teacher` and `init_decoder` of python -m train"
+                )
+            return _from_tensors(path, tensors, {}, config)
         return _from_tensors(path, *read_safetensors(path), config)
     except FileNotFoundError as error:
         missing = error.filename or path

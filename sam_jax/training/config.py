@@ -44,6 +44,10 @@ class LossConfig:
     text_on_all: bool = False
     """A first text likewise: it names one thing, and three masks that each try another one of a
     picture's things would learn little of what it says."""
+    teacher_weight: float = 0.0
+    """Of `losses.teacher_loss`, between the embedding and that of `TrainConfig.teacher`. With
+    `focal_weight`, `dice_weight` and `iou_weight` 0 no prompts are simulated and no mask is learned
+    (the decoupled distillation of MobileSAM, Zhang et al. 2023)."""
     grouping_weight: float = 0.0
     """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
     text_weight: float = 0.0
@@ -51,6 +55,11 @@ class LossConfig:
     matching_weight: float = 0.0
     """Of `losses.matching_loss` between masks and their own crops, for runs with `text.clip`; 0 as
     in the paper. With `devices.accumulate` masks are told from those of their part alone."""
+
+    @property
+    def of_masks(self) -> bool:
+        """Whether masks are learned at all."""
+        return bool(self.focal_weight or self.dice_weight or self.iou_weight)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,6 +232,14 @@ class TrainConfig:
     weights."""
     init_encoder: str = ""
     """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
+    init_decoder: str = ""
+    """A model's name or file whose prompt encoder and mask decoder come in the place of those that
+    `init_from` or chance gives, whatever their sizes; of the encoder the neck is then fresh where
+    the embedding's width differs. A decoder MLP of `model.decoder_mlp_width` units keeps the
+    weightiest of more."""
+    teacher: str = ""
+    """A model's name or file, or MobileSAM's, whose embeddings of the training pictures are learned
+    (`loss.teacher_weight`); its embedding has the width and the patch size of this model's."""
     cache_embeddings: bool = False
     """With a frozen encoder: encode every picture once, before training, and keep the results."""
     structured_start: bool = False

@@ -140,6 +140,23 @@ def matching_loss(
     return jnp.where(there, loss, 0.0).reshape(valid.shape)
 
 
+def teacher_loss(embedding: jax.Array, teacher: jax.Array, content: jax.Array) -> jax.Array:
+    """The share of a teacher's embedding that is missed where the photos are; a scalar.
+
+    The squared error over the teacher's variance over all pixels of the batch: 1 for its mean.
+    MobileSAM (Zhang et al. 2023) learns its encoder by the squared error alone.
+
+    Args:
+      embedding, teacher: [B, h, w, D].
+      content: bool [B, 1, M, M] with M a multiple of h = w, where the photos are.
+    """
+    b, h, w, _ = embedding.shape
+    inside = _pooled(content, w).reshape(b, h, w, 1)
+    mean = (teacher * inside).sum((0, 1, 2)) / jnp.maximum(inside.sum(), 1)
+    variance = (jnp.square(teacher - mean) * inside).sum()
+    return (jnp.square(embedding - teacher) * inside).sum() / jnp.maximum(variance, 1e-6)
+
+
 def _pixels(embedding, content):
     """Unit vectors [B, h * w, D], the photo's mean taken away."""
     b, h, w, d = embedding.shape

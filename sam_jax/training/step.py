@@ -21,7 +21,7 @@ from sam_jax.ops.resize import resize_hw
 from sam_jax.training import prompts as simulator
 from sam_jax.training.config import Stage, TrainConfig
 from sam_jax.training.lora import merged
-from sam_jax.training.losses import grouping_loss, matching_loss, prompt_losses
+from sam_jax.training.losses import grouping_loss, matching_loss, prompt_losses, teacher_loss
 from sam_jax.training.optim import average, is_frozen, path_tree
 from sam_jax.training.sharding import batch_sharding, replicated
 
@@ -84,7 +84,7 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
     # These are of the embedding, not of a prompt.
-    for name in ("grouping_weight", "text_weight", "matching_weight"):
+    for name in ("grouping_weight", "text_weight", "matching_weight", "teacher_weight"):
         loss.pop(name)
     box_on_all, text_on_all = loss.pop("box_on_all"), loss.pop("text_on_all")
 
@@ -173,13 +173,15 @@ def batch_loss(
         noise_key = jax.random.fold_in(prompt_key, 3)
         batch["text"] = simulator.noisy_text(noise_key, batch["text"], config.text.noise)
     embedding = embed(model, variables, batch, drop_key)
-    losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
     valid = batch["mask_valid"].astype(jnp.float32)
     count = jnp.maximum(valid.sum(), 1.0) if count is None else count
-    mean = jax.tree.map(lambda x: (x * valid).sum((1, 2)) / count, losses)
-    metrics = {name: x.mean() for name, x in mean.items() if name != "iou"}
-    metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1], "masks": valid.sum()}
-    loss = mean["total"].sum()
+    loss, metrics = jnp.zeros(()), {"masks": valid.sum()}
+    if config.loss.of_masks:
+        losses = interaction_losses(model, variables, embedding, batch, prompt_key, config, stage)
+        mean = jax.tree.map(lambda x: (x * valid).sum((1, 2)) / count, losses)
+        metrics |= {name: x.mean() for name, x in mean.items() if name != "iou"}
+        metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1]}
+        loss = mean["total"].sum()
     directions = {"grouping": None}
     if "text" in batch:
         directions["text"] = model.apply(variables, batch["text"], method="text_tokens")
@@ -191,6 +193,10 @@ def batch_loss(
             found = grouping_loss(embedding, masks, content, direction)
             metrics[name] = (found * valid).sum() / count
             loss += weight * metrics[name]
+    if config.loss.teacher_weight and "teacher" in batch:
+        missed = teacher_loss(embedding, batch["teacher"], content)
+        metrics["teacher"] = missed / config.devices.accumulate
+        loss += config.loss.teacher_weight * metrics["teacher"]
     if config.loss.matching_weight and "look" in batch:
         tokens = model.apply(variables, batch["look"], method="text_tokens")
         found = matching_loss(embedding, masks, content, tokens, batch["mask_valid"])
@@ -239,7 +245,8 @@ def make_step(
       (state, batch, key) -> (state, metrics). A batch has "image" uint8 [B, S, S, 3] or, in its
       place, "embedding" float [B, h, w, D]; "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
       (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N], and for
-      text prompts "text" and "look" float32 [B, N, T]. Frozen parameters and their averages keep
+      text prompts "text" and "look" float32 [B, N, T], and "teacher" float32 [B, h, w, D] for
+      `loss.teacher_weight`. Frozen parameters and their averages keep
       every bit.
 
     Raises:

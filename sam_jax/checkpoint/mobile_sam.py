@@ -1,0 +1,143 @@
+"""MobileSAM's checkpoint: its encoder's parameters, and its decoder, which is SAM's.
+
+`mobile_sam.pt` of https://github.com/ChaoningZhang/MobileSAM (Apache 2.0).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from sam_jax.checkpoint.names import from_torch, to_torch
+from sam_jax.checkpoint.pth import read_pth
+from sam_jax.checkpoint.strict import CheckpointError
+from sam_jax.models.config import SamConfig
+from sam_jax.models.sam import init
+
+ENCODER = "image_encoder."
+DECODER = SamConfig(32, 1, 1, (0,), image_size=32)
+"""A model with the released decoder's sizes, and next to no encoder."""
+UNUSED = re.compile(r"(norm_head|head)\.(weight|bias)|.*num_batches_tracked")
+"""What the encoder has from having been a classifier, and counters."""
+BATCH_EPS = 1e-5
+
+_PARTS = {
+    "patch_embed.seq.0": "stem_0",
+    "patch_embed.seq.2": "stem_1",
+    "neck.0": "neck/conv_0",
+    "neck.1": "neck/norm_0",
+    "neck.2": "neck/conv_1",
+    "neck.3": "neck/norm_1",
+}
+_INNER = {
+    "conv1": "expand",
+    "conv2": "depthwise",
+    "conv3": "project",
+    "local_conv": "local",
+    "attn": "attn",
+    "attn.norm": "attn/norm",
+    "attn.qkv": "attn/qkv",
+    "attn.proj": "attn/proj",
+    "mlp.norm": "mlp_norm",
+    "mlp.fc1": "lin1",
+    "mlp.fc2": "lin2",
+}
+
+
+def is_mobile_sam(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether these are a MobileSAM's: its encoder begins with convolutions."""
+    return f"{ENCODER}patch_embed.seq.0.c.weight" in tensors
+
+
+def is_mobile_sam_file(path: str | os.PathLike) -> bool:
+    """Whether such a checkpoint is at `path`; False also where nothing is, or nothing readable."""
+    try:
+        return is_mobile_sam(read_pth(path))
+    except (OSError, CheckpointError):
+        return False
+
+
+def read_mobile_sam(path: str | os.PathLike) -> tuple[dict, dict]:
+    """The file's two parts.
+
+    Returns:
+      The params of `sam_jax.models.tiny_vit.tiny_vit`; and the variables {"params", "buffers"} of a
+      model of DECODER's sizes without its "image_encoder". All float32.
+
+    Raises:
+      CheckpointError: it is damaged, or no MobileSAM's.
+      FileNotFoundError: there is no such file.
+    """
+    tensors = read_pth(path)
+    if not is_mobile_sam(tensors):
+        raise CheckpointError(f"{path}: is no MobileSAM: its encoder is another one")
+    try:
+        return _encoder(tensors), _decoder(tensors)
+    except (CheckpointError, KeyError) as error:
+        raise CheckpointError(f"{path}: its encoder is not MobileSAM's ({error})") from error
+
+
+def _decoder(tensors: Mapping[str, np.ndarray]) -> dict:
+    """Its prompt encoder and mask decoder, beside the smallest encoder that a model can have."""
+    whole = to_torch(init(DECODER, jax.random.key(0)))
+    whole = {name: x for name, x in whole.items() if name.startswith(ENCODER)}
+    whole |= {name: x for name, x in tensors.items() if not name.startswith(ENCODER)}
+    variables = from_torch(whole, DECODER)
+    del variables["params"]["image_encoder"]
+    return variables
+
+
+def _encoder(tensors: Mapping[str, np.ndarray]) -> dict:
+    encoder = {
+        name.removeprefix(ENCODER): np.asarray(x, np.float32)
+        for name, x in tensors.items()
+        if name.startswith(ENCODER) and not UNUSED.fullmatch(name.removeprefix(ENCODER))
+    }
+    params: dict = {}
+    for module in dict.fromkeys(_module(name) for name in encoder):
+        *path_, last = _place(module).split("/")
+        at = params
+        for part in path_:
+            at = at.setdefault(part, {})
+        at.setdefault(last, {}).update(_converted(module, encoder))
+    return params
+
+
+def _module(name: str) -> str:
+    """The module that a tensor belongs to; a convolution and its batch norm are one."""
+    of_layer = r"(\.(c|bn))?\.(weight|bias|running_mean|running_var)"
+    return re.sub(rf"({of_layer}|\.attention_biases)$", "", name)
+
+
+def _place(module: str) -> str:
+    """Where its parameters belong: "stage_1/block_0/attn/qkv"."""
+    if module in _PARTS:
+        return _PARTS[module]
+    match = re.fullmatch(r"layers\.(\d)\.(?:blocks\.(\d)|(downsample))\.(.+)", module)
+    if match is None or match[4] not in _INNER:
+        raise CheckpointError(f"{ENCODER}{module}: no such part is known of MobileSAM's encoder")
+    return f"stage_{match[1]}/{'merge' if match[3] else f'block_{match[2]}'}/{_INNER[match[4]]}"
+
+
+def _converted(module: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A module's parameters in this project's layouts, its batch norm folded in."""
+    if f"{module}.attention_biases" in tensors:
+        return {"distances": tensors[f"{module}.attention_biases"]}
+    if f"{module}.c.weight" in tensors:
+        kernel = tensors[f"{module}.c.weight"]
+        norm = {
+            part: tensors[f"{module}.bn.{part}"]
+            for part in ("weight", "bias", "running_mean", "running_var")
+        }
+        scale = norm["weight"] / np.sqrt(norm["running_var"] + BATCH_EPS)
+        kernel = (kernel * scale[:, None, None, None]).transpose(2, 3, 1, 0)
+        return {"kernel": kernel, "bias": norm["bias"] - norm["running_mean"] * scale}
+    weight = tensors[f"{module}.weight"]
+    bias = {"bias": tensors[f"{module}.bias"]} if f"{module}.bias" in tensors else {}
+    if weight.ndim == 1:
+        return {"scale": weight, **bias}
+    return {"kernel": weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T, **bias}

@@ -1,0 +1,219 @@
+"""Learning another model's embeddings, and beginning with its decoder."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sam_jax.checkpoint.load import load, save
+from sam_jax.checkpoint.mobile_sam import DECODER, read_mobile_sam
+from sam_jax.checkpoint.pth import write_pth
+from sam_jax.models.sam import SamModel, init, normalise
+from sam_jax.training.config import LossConfig, OptimConfig, TrainConfig
+from sam_jax.training.losses import teacher_loss
+from sam_jax.training.optim import make_optimizer
+from sam_jax.training.sharding import make_mesh
+from sam_jax.training.step import batch_loss, init_state, make_step
+from tests.mobile_sam import embed, tensors
+from tests.small import small_sam
+from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
+from train.advice import check, warnings
+from train.start import narrowed, starting_point
+from train.teacher import Teacher, with_neck_like
+
+ALONE = LossConfig(0.0, 0.0, 0.0, teacher_weight=1.0)
+STILL = ("prompt_encoder/*", "mask_decoder/*")
+TAUGHT = dataclasses.replace(
+    CONFIG, teacher="x", loss=ALONE, optim=dataclasses.replace(CONFIG.optim, frozen=STILL)
+)
+
+
+@pytest.fixture(scope="module")
+def variables():
+    return init(SMALL, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def mobile_sam(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mobile") / "mobile_sam.pt"
+    write_pth(path, tensors())
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher_file(tmp_path_factory):
+    """Another model of SMALL's sizes."""
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    save(small_sam(SMALL, seed=3), path)
+    return path
+
+
+def test_the_loss_is_the_share_of_the_variance_that_is_missed():
+    rng = np.random.default_rng(0)
+    teacher = rng.normal(2, 3, (2, 4, 4, 5)).astype(np.float32)
+    content = np.ones((2, 1, 8, 8), bool)
+    content[1, :, 4:] = False  # of the second picture the upper half is photo
+    inside = np.ones((2, 4, 4), bool)
+    inside[1, 2:] = False
+    mean = teacher[inside].mean(0)
+    assert float(teacher_loss(teacher, teacher, content)) == 0
+    assert float(teacher_loss(jnp.broadcast_to(mean, teacher.shape), teacher, content)) == (
+        pytest.approx(1, rel=1e-5)
+    )
+    wild = np.where(inside[..., None], teacher, 99)
+    assert float(teacher_loss(wild, teacher, content)) == 0
+    off = teacher + rng.normal(size=teacher.shape).astype(np.float32)
+    want = ((off - teacher)[inside] ** 2).sum() / ((teacher[inside] - mean) ** 2).sum()
+    assert float(teacher_loss(off, teacher, content)) == pytest.approx(want, rel=1e-4)
+
+
+def test_a_model_learns_a_teachers_embeddings_and_nothing_else(variables, teacher_file):
+    check(TAUGHT, variables["params"])
+    assert warnings(TAUGHT, variables["params"]) == []
+    teacher = Teacher(str(teacher_file), SMALL, make_mesh())
+    batch = teacher(make_batch())
+    optimizer = make_optimizer(TAUGHT.optim, SMALL, 100)
+    state = init_state(jax.tree.map(jnp.copy, variables), optimizer, True)
+    step, missed = make_step(TAUGHT, STAGE, optimizer), []
+    for _ in range(40):
+        state, metrics = step(state, batch, jax.random.key(1))
+        missed.append(float(metrics["teacher"]))
+    assert set(metrics) == {"masks", "teacher", "loss", "grad_norm"}
+    assert missed[-1] < 0.6 * missed[0], missed
+    for part in ("mask_decoder", "prompt_encoder"):
+        jax.tree.map(np.testing.assert_array_equal, state.params[part], variables["params"][part])
+
+
+def test_the_teacher_counts_beside_the_masks(variables, teacher_file):
+    batch = Teacher(str(teacher_file), SMALL, make_mesh())(make_batch())
+    both = dataclasses.replace(CONFIG, loss=LossConfig(teacher_weight=0.5))
+
+    def loss(config):
+        arguments = variables["params"], variables["buffers"], batch, jax.random.key(2)
+        return jax.jit(lambda *a: batch_loss(*a, SamModel(SMALL), config, STAGE))(*arguments)
+
+    (whole, metrics), (masks, _) = loss(both), loss(dataclasses.replace(both, loss=LossConfig()))
+    assert "iou_first" in metrics and metrics["teacher"] > 0
+    assert float(whole) == pytest.approx(float(masks + 0.5 * metrics["teacher"]), rel=1e-5)
+
+
+def test_parts_of_a_batch_add_up(variables, teacher_file):
+    batch = Teacher(str(teacher_file), SMALL, make_mesh())(make_batch())
+    devices = dataclasses.replace(CONFIG.devices, accumulate=2)
+    optimizer = make_optimizer(TAUGHT.optim, SMALL, 100)
+    missed = []
+    for config in (TAUGHT, dataclasses.replace(TAUGHT, devices=devices)):
+        state = init_state(jax.tree.map(jnp.copy, variables), optimizer, True)
+        _, metrics = make_step(config, STAGE, optimizer)(state, batch, jax.random.key(1))
+        missed.append(float(metrics["teacher"]))
+    # Not equal: each part is measured by the variance of its own pictures.
+    assert missed[1] == pytest.approx(missed[0], rel=0.2)
+
+
+def test_teachers_are_models_of_this_project_or_mobile_sam(teacher_file, mobile_sam):
+    batch = make_batch()
+    got = Teacher(str(teacher_file), SMALL, make_mesh())(batch)
+    assert set(got) == set(batch) | {"teacher"}
+    sam = load(teacher_file)
+    images = normalise(jnp.asarray(batch["image"]), batch["image_hw"])
+    want = sam.model.apply(sam.params, images, method="encode")
+    np.testing.assert_allclose(got["teacher"], want, atol=1e-5)
+    wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
+    frame = {"image": np.zeros((1, 64, 64, 3), np.uint8), "image_hw": np.array([[64, 48]])}
+    frame["image"][0, :, :48] = np.random.default_rng(0).integers(0, 256, (64, 48, 3))
+    assert Teacher(str(mobile_sam), wide, make_mesh())(frame)["teacher"].shape == (1, 4, 4, 256)
+    with pytest.raises(ValueError, match=r"teacher: .*\(4, 4, 256\).*\(4, 4, 16\).*embed_dim"):
+        Teacher(str(mobile_sam), wide.replace(embed_dim=16), make_mesh())
+    with pytest.raises(ValueError, match="teacher: name_or_path"):
+        Teacher("nowhere.pt", wide, make_mesh())
+
+
+@pytest.mark.torch
+def test_mobile_sam_sees_the_photo_as_pytorch_does(mobile_sam):
+    wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
+    image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
+    got = Teacher(str(mobile_sam), wide, make_mesh())(
+        {"image": image, "image_hw": np.array([[64, 48]])}
+    )
+    normal = (image - [123.675, 116.28, 103.53]) / np.array([58.395, 57.12, 57.375])
+    normal[:, :, 48:] = 0
+    want = embed(tensors(), normal.astype(np.float32))
+    assert np.abs(got["teacher"] - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_run_begins_with_mobile_sams_decoder(mobile_sam):
+    small = SMALL.replace(patch_size=16, image_size=64, decoder_mlp_width=512)
+    config = TrainConfig(model=small, init_decoder=str(mobile_sam), stages=(STAGE,))
+    found, variables, _ = starting_point(config)
+    assert (found.model.embed_dim, found.model.decoder_mlp_width) == (256, 512)
+    assert found.model.encoder_width == small.encoder_width
+    decoder = read_mobile_sam(mobile_sam)[1]
+    taken, given = (v["params"]["mask_decoder"] for v in (variables, decoder))
+    head = "iou_head"
+    jax.tree.map(np.testing.assert_array_equal, taken[head], given[head])
+    jax.tree.map(np.testing.assert_array_equal, variables["buffers"], decoder["buffers"])
+    shapes = jax.eval_shape(lambda: init(found.model, jax.random.key(0)))
+    jax.tree.map(lambda a, b: np.testing.assert_equal(np.shape(a), b.shape), variables, shapes)
+    # What the encoder had before its neck stays.
+    before = init(small, jax.random.key(0))["params"]["image_encoder"]
+    for part in ("block_1", "pos_embed", "patch_embed"):
+        jax.tree.map(
+            np.testing.assert_array_equal, variables["params"]["image_encoder"][part], before[part]
+        )
+    with pytest.raises(ValueError, match="init_decoder: name_or_path"):
+        starting_point(dataclasses.replace(config, init_decoder="nowhere"))
+    assert DECODER.decoder_mlp_width == 2048
+
+
+def test_a_narrowed_mlp_keeps_its_weightiest_units():
+    rng = np.random.default_rng(0)
+    layer = {
+        "lin1": {"kernel": rng.normal(size=(4, 6)), "bias": rng.normal(size=6)},
+        "lin2": {"kernel": rng.normal(size=(6, 4)), "bias": rng.normal(size=4)},
+    }
+    layer["lin2"]["kernel"][[1, 4]] = 0  # two units without effect
+
+    def run(layer, x):
+        hidden = np.maximum(x @ layer["lin1"]["kernel"] + layer["lin1"]["bias"], 0)
+        return hidden @ layer["lin2"]["kernel"] + layer["lin2"]["bias"]
+
+    x = rng.normal(size=(7, 4))
+    np.testing.assert_allclose(run(narrowed(layer, 4), x), run(layer, x))
+    assert (
+        narrowed(layer, 4)["lin1"]["bias"].tolist() == layer["lin1"]["bias"][[0, 2, 3, 5]].tolist()
+    )
+
+
+def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teacher_file):
+    stage = dataclasses.replace(STAGE, image_size=64)
+    config = dataclasses.replace(TAUGHT, data_root="none", scenes=1.0, stages=(stage,))
+    teacher = Teacher(str(teacher_file), SMALL, make_mesh())
+    found = with_neck_like(config, variables, teacher)
+    norm = found["params"]["image_encoder"]["neck_norm2"]
+    given = load(teacher_file).params["params"]["image_encoder"]["neck_norm2"]
+    # The teacher's own norm has these biases, about which its channels lie.
+    assert np.corrcoef(norm["bias"], given["bias"])[0, 1] > 0.3
+    assert (norm["scale"] > 0).all() and np.std(norm["scale"]) > 0
+    assert with_neck_like(config, found, teacher) is found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": ""}, "teacher: goes together with loss.teacher_weight"),
+        ({"loss": LossConfig()}, "teacher: goes together with loss.teacher_weight"),
+        ({"optim": OptimConfig()}, "optim.frozen: no mask is learned"),
+        ({"teacher": "", "loss": LossConfig(0.0, 0.0, 0.0)}, "so that no mask is learned"),
+    ],
+)
+def test_what_contradicts_a_teacher(variables, changes, message):
+    with pytest.raises(ValueError, match=message):
+        check(dataclasses.replace(TAUGHT, **changes), variables["params"])
+
+
+def test_a_frozen_encoder_has_no_teacher(variables):
+    cached = dataclasses.replace(TAUGHT, cache_embeddings=True)
+    with pytest.raises(ValueError, match="teacher: teaches the encoder"):
+        check(cached, variables["params"])
