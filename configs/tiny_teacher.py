@@ -22,7 +22,8 @@ def config() -> TrainConfig:
     return dataclasses.replace(
         before,
         name="tiny_teacher",
-        model=before.model.replace(dtype="bfloat16", draw_boxes=False, decoder_mlp_width=1408),
+        model=before.model.replace(dtype="bfloat16", draw_boxes=False),
+        narrow_decoder=1408,
         stages=(
             Stage(1000, 256, 24, 1, 0, 0, scale_range=(0.7, 2.5)),
             Stage(700, 512, 6, 1, 0, 0, scale_range=(0.7, 2.2)),

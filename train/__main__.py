@@ -55,7 +55,7 @@ def run(config: TrainConfig) -> int:
     folder, notes = run_folders(config)
     checkpoints = Checkpoints(folder / "checkpoints", config)
     newest = checkpoints.newest()
-    teacher = Teacher(config.teacher, config.model, mesh) if config.teacher else None
+    teacher = Teacher(config, mesh) if config.teacher else None
     if teacher and newest is None:
         variables = with_neck_like(config, variables, teacher)
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)

@@ -30,7 +30,8 @@ def check(config: TrainConfig, params: dict) -> None:
         )
     _check_text(config)
     _check_workers(config)
-    _check_teacher(config, [path for path in _paths(params) if path not in frozen])
+    free = [path for path in _paths(params) if path not in frozen]
+    _check_teacher(config, free, _encoder_is_still(config, params))
     if not config.cache_embeddings:
         return
     problems = []
@@ -74,26 +75,29 @@ def _check_workers(config: TrainConfig) -> None:
             )
 
 
-def _check_teacher(config: TrainConfig, free: list[str]) -> None:
+def _check_teacher(config: TrainConfig, free: list[str], still: bool) -> None:
     """Refuses a teacher that nobody listens to, and decoders that nothing but decay changes."""
-    if bool(config.teacher) != bool(config.loss.teacher_weight):
+    loss = config.loss
+    if bool(config.teacher) != bool(loss.teacher_weight):
         raise ValueError(
             "teacher: goes together with loss.teacher_weight; give both (--teacher FILE "
             "--loss.teacher-weight 1) or neither"
         )
-    if config.teacher and config.cache_embeddings:
+    if config.narrow_decoder < 0 or config.narrow_decoder and not config.init_decoder:
         raise ValueError(
-            "teacher: teaches the encoder, and with cache_embeddings it is frozen; leave one of "
-            "them out (--no-cache-embeddings)"
+            "narrow_decoder: expected a number of units together with init_decoder, got "
+            f"{config.narrow_decoder}"
         )
-    if config.loss.of_masks:
+    if config.teacher and still:
+        raise ValueError(
+            "teacher: teaches the encoder, which is frozen (optim.frozen, cache_embeddings); free "
+            "it or leave the teacher out"
+        )
+    if loss.of_masks:
         return
-    if not config.teacher:
-        raise ValueError(
-            "loss: focal_weight, dice_weight and iou_weight are 0, so that no mask is learned, and "
-            "there is no teacher; give one of them a weight"
-        )
-    if any(path.startswith(("mask_decoder/", "prompt_encoder/")) for path in free):
+    if not (config.teacher or loss.grouping_weight or loss.text_weight or loss.matching_weight):
+        raise ValueError("loss: all weights are 0, so that nothing is learned; give one of them")
+    if any(path.startswith("mask_decoder/") for path in free):
         raise ValueError(
             "optim.frozen: no mask is learned, and weight decay would wear the decoder out; freeze "
             "it (--optim.frozen 'prompt_encoder/*' 'mask_decoder/*')"
@@ -131,8 +135,27 @@ def warnings(config: TrainConfig, params: dict) -> list[str]:
       config: the run's.
       params: the model's, without adapters.
     """
-    if not config.loss.of_masks:
-        return []
+    said = _mask_warnings(config, params) if config.loss.of_masks else []
+    if config.lora.rank:
+        free = [p for p in adapted_paths(params, config.lora) if not is_frozen(p, config.optim)]
+        if free:
+            said.append(
+                f"lora.rank {config.lora.rank}: {len(free)} of the matrices that get adapters are "
+                f"trained themselves as well, such as {free[0]}; freeze them with optim.frozen"
+            )
+    if (config.stretch or config.blur) and not config.augment:
+        said.append("stretch, blur: do nothing without augment")
+    if config.blur and config.text.clip:
+        said.append("blur: does nothing, crops are encoded as they are (text.clip)")
+    if config.cut_outs and not config.cut_paste:
+        said.append("cut_outs: nothing is pasted without composites; give them a weight, cut_paste")
+    if config.loss.grouping_weight and _encoder_is_still(config, params):
+        said.append("loss.grouping_weight: does nothing, the encoder is frozen")
+    return said
+
+
+def _mask_warnings(config: TrainConfig, params: dict) -> list[str]:
+    """What becomes of kinds of prompts that are not trained, and of the predicted IoU."""
     said = []
     boxes, stages = config.prompts.box_probability, config.stages
     if boxes >= 1:
@@ -170,21 +193,6 @@ def warnings(config: TrainConfig, params: dict) -> list[str]:
             "the predicted IoU is not trained (optim.frozen or loss.iou_weight 0) while the masks "
             "change: candidates are ranked by it, and the automatic generator keeps masks by it"
         )
-    if config.lora.rank:
-        free = [p for p in adapted_paths(params, config.lora) if not is_frozen(p, config.optim)]
-        if free:
-            said.append(
-                f"lora.rank {config.lora.rank}: {len(free)} of the matrices that get adapters are "
-                f"trained themselves as well, such as {free[0]}; freeze them with optim.frozen"
-            )
-    if (config.stretch or config.blur) and not config.augment:
-        said.append("stretch, blur: do nothing without augment")
-    if config.blur and config.text.clip:
-        said.append("blur: does nothing, crops are encoded as they are (text.clip)")
-    if config.cut_outs and not config.cut_paste:
-        said.append("cut_outs: nothing is pasted without composites; give them a weight, cut_paste")
-    if config.loss.grouping_weight and _encoder_is_still(config, params):
-        said.append("loss.grouping_weight: does nothing, the encoder is frozen")
     return said
 
 

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from sam_jax.checkpoint.clip import load_clip
 from sam_jax.checkpoint.load import load
+from sam_jax.checkpoint.mobile_sam import DECODER, is_mobile_sam_file
 from sam_jax.models.config import CONFIGS
 from sam_jax.models.sam import init
 from sam_jax.training.chips import Chip, chip_of
@@ -32,7 +33,7 @@ from sam_jax.training.lora import add_adapters
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.sharding import batch_sharding, make_mesh, replicated, state_shardings
 from sam_jax.training.step import TrainState, init_state, make_step
-from train.start import read_config, sized_like, with_image_sizes, with_text
+from train.start import read_config, sized_like, with_decoder_sizes, with_image_sizes, with_text
 
 GB = 1e9
 QUIET = {
@@ -121,16 +122,21 @@ def slice_mesh(topology: str, fsdp: int) -> Mesh:
 
 
 def resolved(config: TrainConfig) -> TrainConfig:
-    """The config with the sizes that `python -m train` would find in `init_from` and `text.clip`.
+    """The config with the sizes that `python -m train` would find in the files that it names.
 
     Raises:
       ValueError: one of them cannot be read.
     """
+    asked = config.model
     if config.init_from:
         known = CONFIGS.get(config.init_from)  # the released weights need not be there
         config = sized_like(config, known or load(config.init_from).config)
     if config.text.clip:
         config = with_text(config, load_clip(config.text.clip))
+    if config.init_decoder:
+        name = config.init_decoder
+        known = DECODER if is_mobile_sam_file(name) else CONFIGS.get(name)
+        config = with_decoder_sizes(config, known or load(name).config, asked.draw_boxes)
     return with_image_sizes(config)
 
 
@@ -165,6 +171,9 @@ def batch_shapes(config: TrainConfig, stage: Stage) -> dict[str, jax.ShapeDtypeS
         del shapes["image"]
     if config.text.clip:
         shapes["text"] = shapes["look"] = ((b, n, config.model.text_width), jnp.float32)
+    if config.loss.teacher_weight:  # the teacher's own program is another one
+        grid = side // config.model.patch_size
+        shapes["teacher"] = ((b, grid, grid, config.model.embed_dim), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

@@ -25,10 +25,10 @@ from sam_jax.training.sharding import state_shardings
 from sam_jax.training.step import TrainState, init_state
 
 DECODERS = (
-    *("embed_dim", "mask_channels", "decoder_depth", "decoder_heads", "attention_downsample"),
-    *("num_multimask", "iou_head_depth", "iou_head_width", "text_width", "draw_boxes"),
+    *("embed_dim", "mask_channels", "decoder_depth", "decoder_heads", "decoder_mlp_width"),
+    *("attention_downsample", "num_multimask", "iou_head_depth", "iou_head_width"),
 )
-"""Fields of a model's config that belong to its decoder, but for the MLP's width."""
+"""Fields of a model's config that are sizes of its decoder."""
 COMPUTED = ("dtype", "drop_path", "decoder_dropout", "remat", "scan_blocks")
 """Fields of a model's config that change how it is computed with, not what it is."""
 
@@ -55,6 +55,8 @@ def starting_point(
 ) -> tuple[TrainConfig, dict, Clip | None]:
     """Fresh weights, with `init_encoder`'s encoder, or those of `init_from`, whatever their sizes.
 
+    In the place of their decoder comes that of `init_decoder`.
+
     Args:
       config: the run's.
       clip: that of `config.text`; the model gets a text head for it where it has none.
@@ -67,7 +69,7 @@ def starting_point(
       ValueError: nothing that loads is there, a field only makes sense for fresh weights, or a
         stage's image size does not suit the model.
     """
-    text, mlp_width = clip and clip.text_tower(), config.model.decoder_mlp_width
+    text, asked = clip and clip.text_tower(), config.model
     if clip is not None and not config.init_from:
         config = with_text(config, clip)
     if config.init_encoder:
@@ -96,33 +98,32 @@ def starting_point(
         if config.structured_start:
             variables = structured_start(variables, config.model)
     if config.init_decoder:
-        config, variables = with_decoder(config, variables, mlp_width)
+        config, variables = with_decoder(config, variables, asked.draw_boxes)
     return with_image_sizes(config), variables, text
 
 
-def with_decoder(config: TrainConfig, variables: dict, width: int) -> tuple[TrainConfig, dict]:
+def with_decoder(config: TrainConfig, variables: dict, draws: bool) -> tuple[TrainConfig, dict]:
     """Config and variables with the prompt encoder and mask decoder of `config.init_decoder`.
 
-    Where its MLPs have more units than `width` they keep so many, those of the largest weights.
+    Args:
+      config: the run's, its `model` with the sizes of the variables.
+      variables: {"params", "buffers"}, of which the encoder stays, and its neck if it fits.
+      draws: whether boxes are drawn whatever that decoder is used to.
 
     Raises:
-      ValueError: nothing that loads is there, or the model has a text head.
+      ValueError: nothing that loads is there, or one of the models has a text head.
     """
-    name, model = config.init_decoder, config.model
-    if model.text_width:
-        raise ValueError("init_decoder: would replace the text head; leave out text.clip")
-    if Path(name).is_file() and is_mobile_sam_file(name):
-        taken, sizes = read_mobile_sam(name)[1], DECODER
-    else:
-        try:
+    name = config.init_decoder
+    try:
+        if is_mobile_sam_file(name):
+            taken, sizes = read_mobile_sam(name)[1], DECODER
+        else:
             start = load(name)
-        except ValueError as error:
-            raise ValueError(f"init_decoder: {error}") from error
-        taken, sizes = jax.device_get(start.params), start.config
-    changes = {field: getattr(sizes, field) for field in DECODERS}
-    changes["decoder_mlp_width"] = min(sizes.decoder_mlp_width, width)
-    fits = model.embed_dim == sizes.embed_dim
-    config = dataclasses.replace(config, model=model.replace(**changes))
+            taken, sizes = jax.device_get(start.params), start.config
+    except ValueError as error:
+        raise ValueError(f"init_decoder: {error}") from error
+    fits = config.model.embed_dim == sizes.embed_dim
+    config = with_decoder_sizes(config, sizes, draws)
     parts = {part: x for part, x in taken["params"].items() if part != "image_encoder"}
     for layer in parts["mask_decoder"]["transformer"].values():
         if "lin1" in layer:
@@ -134,8 +135,29 @@ def with_decoder(config: TrainConfig, variables: dict, width: int) -> tuple[Trai
     return config, taken | {"params": parts | {"image_encoder": encoder}}
 
 
+def with_decoder_sizes(config: TrainConfig, sizes: SamConfig, draws: bool) -> TrainConfig:
+    """The config whose model has another one's decoder, as narrow as `narrow_decoder` asks.
+
+    Raises:
+      ValueError: one of the models has a text head.
+    """
+    if config.model.text_width or sizes.text_width:
+        raise ValueError(
+            "init_decoder: a text head belongs to its own decoder, and one of the two models has "
+            "one (by init_from, init_decoder or text.clip); leave it or init_decoder out"
+        )
+    changes = {field: getattr(sizes, field) for field in DECODERS}
+    changes["draw_boxes"] = draws or sizes.draw_boxes
+    if config.narrow_decoder:
+        changes["decoder_mlp_width"] = min(sizes.decoder_mlp_width, config.narrow_decoder)
+    return dataclasses.replace(config, model=config.model.replace(**changes))
+
+
 def narrowed(layer: dict, width: int) -> dict:
-    """An MLP's "lin1" and "lin2" with its `width` units of the largest weights, in their order."""
+    """An MLP's "lin1" [D, H] and "lin2" [H, D] with `width` of its units, in their order.
+
+    Those stay whose weights, into them and out of them, have the largest product of lengths.
+    """
     into, out = (np.asarray(layer[name]["kernel"]) for name in ("lin1", "lin2"))
     weight = np.linalg.norm(into, axis=0) * np.linalg.norm(out, axis=1)
     kept = np.sort(np.argsort(-weight, kind="stable")[:width])

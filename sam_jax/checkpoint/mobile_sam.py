@@ -14,9 +14,10 @@ import numpy as np
 
 from sam_jax.checkpoint.names import from_torch, to_torch
 from sam_jax.checkpoint.pth import read_pth
-from sam_jax.checkpoint.strict import CheckpointError
+from sam_jax.checkpoint.strict import CheckpointError, Shape, check
 from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import init
+from sam_jax.models.tiny_vit import HEAD_DIM, WINDOWS
 
 ENCODER = "image_encoder."
 DECODER = SamConfig(32, 1, 1, (0,), image_size=32)
@@ -24,6 +25,7 @@ DECODER = SamConfig(32, 1, 1, (0,), image_size=32)
 UNUSED = re.compile(r"(norm_head|head)\.(weight|bias)|.*num_batches_tracked")
 """What the encoder has from having been a classifier, and counters."""
 BATCH_EPS = 1e-5
+WIDTHS, DEPTHS = (64, 128, 160, 320), (2, 2, 6, 2)
 
 _PARTS = {
     "patch_embed.seq.0": "stem_0",
@@ -75,28 +77,26 @@ def read_mobile_sam(path: str | os.PathLike) -> tuple[dict, dict]:
     tensors = read_pth(path)
     if not is_mobile_sam(tensors):
         raise CheckpointError(f"{path}: is no MobileSAM: its encoder is another one")
-    try:
-        return _encoder(tensors), _decoder(tensors)
-    except (CheckpointError, KeyError) as error:
-        raise CheckpointError(f"{path}: its encoder is not MobileSAM's ({error})") from error
+    return _encoder(tensors, str(path)), _decoder(tensors, str(path))
 
 
-def _decoder(tensors: Mapping[str, np.ndarray]) -> dict:
+def _decoder(tensors: Mapping[str, np.ndarray], what: str) -> dict:
     """Its prompt encoder and mask decoder, beside the smallest encoder that a model can have."""
     whole = to_torch(init(DECODER, jax.random.key(0)))
     whole = {name: x for name, x in whole.items() if name.startswith(ENCODER)}
     whole |= {name: x for name, x in tensors.items() if not name.startswith(ENCODER)}
-    variables = from_torch(whole, DECODER)
+    variables = from_torch(whole, DECODER, what)
     del variables["params"]["image_encoder"]
     return variables
 
 
-def _encoder(tensors: Mapping[str, np.ndarray]) -> dict:
+def _encoder(tensors: Mapping[str, np.ndarray], what: str) -> dict:
     encoder = {
         name.removeprefix(ENCODER): np.asarray(x, np.float32)
         for name, x in tensors.items()
         if name.startswith(ENCODER) and not UNUSED.fullmatch(name.removeprefix(ENCODER))
     }
+    check(encoder_shapes(), encoder, f"{what} as MobileSAM's encoder")
     params: dict = {}
     for module in dict.fromkeys(_module(name) for name in encoder):
         *path_, last = _place(module).split("/")
@@ -105,6 +105,47 @@ def _encoder(tensors: Mapping[str, np.ndarray]) -> dict:
             at = at.setdefault(part, {})
         at.setdefault(last, {}).update(_converted(module, encoder))
     return params
+
+
+def encoder_shapes() -> dict[str, Shape]:
+    """Name -> shape of every tensor of the encoder that is used (TinyViT-5M, its neck SAM's)."""
+    shapes: dict[str, Shape] = {}
+
+    def with_bias(name, *shape):
+        shapes.update({f"{name}.weight": shape, f"{name}.bias": shape[:1]})
+
+    def conv(name, into, out, size, groups=1):
+        shapes[f"{name}.c.weight"] = (out, into // groups, size, size)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{name}.bn.{part}"] = (out,)
+
+    def bottleneck(name, into, hidden, out):
+        conv(f"{name}.conv1", into, hidden, 1)
+        conv(f"{name}.conv2", hidden, hidden, 3, hidden)
+        conv(f"{name}.conv3", hidden, out, 1)
+
+    conv("patch_embed.seq.0", 3, WIDTHS[0] // 2, 3)
+    conv("patch_embed.seq.2", WIDTHS[0] // 2, WIDTHS[0], 3)
+    for i, (width, depth, window) in enumerate(zip(WIDTHS, DEPTHS, WINDOWS, strict=True)):
+        for block in (f"layers.{i}.blocks.{j}" for j in range(depth)):
+            if not window:
+                bottleneck(block, width, 4 * width, width)
+                continue
+            with_bias(f"{block}.attn.norm", width)
+            with_bias(f"{block}.attn.qkv", 3 * width, width)
+            with_bias(f"{block}.attn.proj", width, width)
+            shapes[f"{block}.attn.attention_biases"] = (width // HEAD_DIM, window**2)
+            conv(f"{block}.local_conv", width, width, 3, width)
+            with_bias(f"{block}.mlp.norm", width)
+            with_bias(f"{block}.mlp.fc1", 4 * width, width)
+            with_bias(f"{block}.mlp.fc2", width, 4 * width)
+        if i + 1 < len(WIDTHS):
+            bottleneck(f"layers.{i}.downsample", width, WIDTHS[i + 1], WIDTHS[i + 1])
+    d = DECODER.embed_dim
+    shapes |= {"neck.0.weight": (d, WIDTHS[-1], 1, 1), "neck.2.weight": (d, d, 3, 3)}
+    with_bias("neck.1", d)
+    with_bias("neck.3", d)
+    return shapes
 
 
 def _module(name: str) -> str:
@@ -118,8 +159,6 @@ def _place(module: str) -> str:
     if module in _PARTS:
         return _PARTS[module]
     match = re.fullmatch(r"layers\.(\d)\.(?:blocks\.(\d)|(downsample))\.(.+)", module)
-    if match is None or match[4] not in _INNER:
-        raise CheckpointError(f"{ENCODER}{module}: no such part is known of MobileSAM's encoder")
     return f"stage_{match[1]}/{'merge' if match[3] else f'block_{match[2]}'}/{_INNER[match[4]]}"
 
 

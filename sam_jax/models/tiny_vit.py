@@ -79,10 +79,11 @@ def _attention(x: jax.Array, p: Params, window: int) -> jax.Array:
     at = jnp.arange(window**2)
     rows, columns = (jnp.abs(i[:, None] - i) for i in (at // window, at % window))
     bias = p["distances"][:, rows * window + columns]
-    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k, preferred_element_type=jnp.float32)
+    exact = {"precision": _precision(x), "preferred_element_type": jnp.float32}
+    scores = jnp.einsum("nqhd,nkhd->nhqk", q, k, **exact)
     weights = jax.nn.softmax(scores * HEAD_DIM**-0.5 + bias, -1).astype(x.dtype)
-    y = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(n, window, window, width)
-    return _linear(y, p["proj"])
+    y = jnp.einsum("nhqk,nkhd->nqhd", weights, v, **exact).astype(x.dtype)
+    return _linear(y.reshape(n, window, window, width), p["proj"])
 
 
 def _conv(x: jax.Array, p: Params, stride: int = 1) -> jax.Array:
@@ -107,14 +108,13 @@ def _depthwise(x: jax.Array, p: Params, stride: int = 1) -> jax.Array:
     XLA's grouped convolutions take several times as long on a CPU.
     """
     h, w = x.shape[1:3]
-    kernel = p["kernel"].astype(x.dtype)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifted = (
-        padded[:, i : i + h : stride, j : j + w : stride] * kernel[i, j, 0]
+        padded[:, i : i + h : stride, j : j + w : stride] * p["kernel"][i, j, 0]
         for i in range(3)
         for j in range(3)
     )
-    return sum(shifted, p["bias"].astype(x.dtype))
+    return sum(shifted, p["bias"]).astype(x.dtype)
 
 
 def _linear(x: jax.Array, p: Params) -> jax.Array:

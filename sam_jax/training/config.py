@@ -233,10 +233,13 @@ class TrainConfig:
     init_encoder: str = ""
     """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
     init_decoder: str = ""
-    """A model's name or file whose prompt encoder and mask decoder come in the place of those that
-    `init_from` or chance gives, whatever their sizes; of the encoder the neck is then fresh where
-    the embedding's width differs. A decoder MLP of `model.decoder_mlp_width` units keeps the
-    weightiest of more."""
+    """A model's name or file, or MobileSAM's, whose prompt encoder and mask decoder come in the
+    place of those that `init_from` or chance gives, with their sizes; the image encoder's neck is
+    then fresh where the embedding's width differs, and boxes are drawn if that decoder is used to
+    it or `model.draw_boxes` is on."""
+    narrow_decoder: int = 0
+    """With `init_decoder`: its MLPs keep so many of their units, those of the largest weights, for
+    a smaller file; 0: all."""
     teacher: str = ""
     """A model's name or file, or MobileSAM's, whose embeddings of the training pictures are learned
     (`loss.teacher_weight`); its embedding has the width and the patch size of this model's."""

@@ -193,7 +193,7 @@ def batch_loss(
             found = grouping_loss(embedding, masks, content, direction)
             metrics[name] = (found * valid).sum() / count
             loss += weight * metrics[name]
-    if config.loss.teacher_weight and "teacher" in batch:
+    if config.loss.teacher_weight:
         missed = teacher_loss(embedding, batch["teacher"], content)
         metrics["teacher"] = missed / config.devices.accumulate
         loss += config.loss.teacher_weight * metrics["teacher"]

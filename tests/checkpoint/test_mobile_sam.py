@@ -62,5 +62,16 @@ def test_other_files_are_told_apart_and_refused(made, file, tmp_path):
     write_pth(strange, made | {"image_encoder.layers.9.weight": np.ones(3, np.float32)})
     with pytest.raises(CheckpointError, match=r"layers\.9"):
         read_mobile_sam(strange)
+    less = {n: x for n, x in made.items() if "layers.2.blocks.5" not in n and "qkv.bias" not in n}
+    less["image_encoder.neck.1.weight"] = np.ones(255, np.float32)
+    write_pth(strange, less)
+    with pytest.raises(CheckpointError, match="MobileSAM's encoder") as caught:
+        read_mobile_sam(strange)
+    assert "neck.1.weight" in caught.value.misshapen[0]
+    assert "layers.2.blocks.5.mlp.fc1.weight" in caught.value.missing
+    assert "layers.1.blocks.0.attn.qkv.bias" in caught.value.missing
+    write_pth(strange, {n: x for n, x in made.items() if "iou_prediction_head" not in n})
+    with pytest.raises(CheckpointError, match="iou_prediction_head"):
+        read_mobile_sam(strange)
     with pytest.raises(CheckpointError, match="MobileSAM"):
         load(file)

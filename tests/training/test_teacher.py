@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 
 from sam_jax.checkpoint.load import load, save
-from sam_jax.checkpoint.mobile_sam import DECODER, read_mobile_sam
+from sam_jax.checkpoint.mobile_sam import read_mobile_sam
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.models.sam import SamModel, init, normalise
-from sam_jax.training.config import LossConfig, OptimConfig, TrainConfig
+from sam_jax.training.config import DevicesConfig, LossConfig, OptimConfig, TrainConfig
 from sam_jax.training.losses import teacher_loss
 from sam_jax.training.optim import make_optimizer
-from sam_jax.training.sharding import make_mesh
+from sam_jax.training.sharding import batch_sharding, global_batch, make_mesh
 from sam_jax.training.step import batch_loss, init_state, make_step
 from tests.mobile_sam import embed, tensors
 from tests.small import small_sam
 from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
 from train.advice import check, warnings
+from train.compile_check import batch_shapes, resolved
+from train.data import stage_batches
 from train.start import narrowed, starting_point
 from train.teacher import Teacher, with_neck_like
 
@@ -28,6 +30,14 @@ STILL = ("prompt_encoder/*", "mask_decoder/*")
 TAUGHT = dataclasses.replace(
     CONFIG, teacher="x", loss=ALONE, optim=dataclasses.replace(CONFIG.optim, frozen=STILL)
 )
+
+
+def taught_by(name, model=SMALL, devices=1, parts=1):
+    """A Teacher of a file, for a model that learns, on so many devices."""
+    config = dataclasses.replace(
+        TAUGHT, teacher=str(name), model=model, devices=DevicesConfig(accumulate=parts)
+    )
+    return Teacher(config, make_mesh(devices=jax.devices()[:devices]))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +82,9 @@ def test_the_loss_is_the_share_of_the_variance_that_is_missed():
 def test_a_model_learns_a_teachers_embeddings_and_nothing_else(variables, teacher_file):
     check(TAUGHT, variables["params"])
     assert warnings(TAUGHT, variables["params"]) == []
-    teacher = Teacher(str(teacher_file), SMALL, make_mesh())
+    blurred = dataclasses.replace(TAUGHT, blur=0.5, augment=False)
+    assert "without augment" in warnings(blurred, variables["params"])[0]
+    teacher = taught_by(teacher_file, SMALL)
     batch = teacher(make_batch())
     optimizer = make_optimizer(TAUGHT.optim, SMALL, 100)
     state = init_state(jax.tree.map(jnp.copy, variables), optimizer, True)
@@ -87,7 +99,7 @@ def test_a_model_learns_a_teachers_embeddings_and_nothing_else(variables, teache
 
 
 def test_the_teacher_counts_beside_the_masks(variables, teacher_file):
-    batch = Teacher(str(teacher_file), SMALL, make_mesh())(make_batch())
+    batch = taught_by(teacher_file, SMALL)(make_batch())
     both = dataclasses.replace(CONFIG, loss=LossConfig(teacher_weight=0.5))
 
     def loss(config):
@@ -99,8 +111,23 @@ def test_the_teacher_counts_beside_the_masks(variables, teacher_file):
     assert float(whole) == pytest.approx(float(masks + 0.5 * metrics["teacher"]), rel=1e-5)
 
 
+def test_devices_share_the_images_and_parts_come_one_by_one(teacher_file):
+    rng = np.random.default_rng(0)
+    batch = {
+        "image": rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8),
+        "image_hw": np.full((16, 2), 32, np.int32),
+    }
+    want = np.asarray(taught_by(teacher_file)(batch)["teacher"])
+    for devices, parts in ((8, 1), (4, 2), (1, 4)):
+        mesh = make_mesh(devices=jax.devices()[:devices])
+        placed = global_batch(mesh, batch)
+        got = taught_by(teacher_file, devices=devices, parts=parts)(placed)["teacher"]
+        assert got.sharding.is_equivalent_to(batch_sharding(mesh), 4)
+        np.testing.assert_allclose(got, want, atol=1e-5)
+
+
 def test_parts_of_a_batch_add_up(variables, teacher_file):
-    batch = Teacher(str(teacher_file), SMALL, make_mesh())(make_batch())
+    batch = taught_by(teacher_file, SMALL)(make_batch())
     devices = dataclasses.replace(CONFIG.devices, accumulate=2)
     optimizer = make_optimizer(TAUGHT.optim, SMALL, 100)
     missed = []
@@ -114,7 +141,7 @@ def test_parts_of_a_batch_add_up(variables, teacher_file):
 
 def test_teachers_are_models_of_this_project_or_mobile_sam(teacher_file, mobile_sam):
     batch = make_batch()
-    got = Teacher(str(teacher_file), SMALL, make_mesh())(batch)
+    got = taught_by(teacher_file, SMALL)(batch)
     assert set(got) == set(batch) | {"teacher"}
     sam = load(teacher_file)
     images = normalise(jnp.asarray(batch["image"]), batch["image_hw"])
@@ -123,20 +150,18 @@ def test_teachers_are_models_of_this_project_or_mobile_sam(teacher_file, mobile_
     wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
     frame = {"image": np.zeros((1, 64, 64, 3), np.uint8), "image_hw": np.array([[64, 48]])}
     frame["image"][0, :, :48] = np.random.default_rng(0).integers(0, 256, (64, 48, 3))
-    assert Teacher(str(mobile_sam), wide, make_mesh())(frame)["teacher"].shape == (1, 4, 4, 256)
+    assert taught_by(mobile_sam, wide)(frame)["teacher"].shape == (1, 4, 4, 256)
     with pytest.raises(ValueError, match=r"teacher: .*\(4, 4, 256\).*\(4, 4, 16\).*embed_dim"):
-        Teacher(str(mobile_sam), wide.replace(embed_dim=16), make_mesh())
+        taught_by(mobile_sam, wide.replace(embed_dim=16))
     with pytest.raises(ValueError, match="teacher: name_or_path"):
-        Teacher("nowhere.pt", wide, make_mesh())
+        taught_by("nowhere.pt", wide)
 
 
 @pytest.mark.torch
 def test_mobile_sam_sees_the_photo_as_pytorch_does(mobile_sam):
     wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
-    got = Teacher(str(mobile_sam), wide, make_mesh())(
-        {"image": image, "image_hw": np.array([[64, 48]])}
-    )
+    got = taught_by(mobile_sam, wide)({"image": image, "image_hw": np.array([[64, 48]])})
     normal = (image - [123.675, 116.28, 103.53]) / np.array([58.395, 57.12, 57.375])
     normal[:, :, 48:] = 0
     want = embed(tensors(), normal.astype(np.float32))
@@ -144,15 +169,22 @@ def test_mobile_sam_sees_the_photo_as_pytorch_does(mobile_sam):
 
 
 def test_a_run_begins_with_mobile_sams_decoder(mobile_sam):
-    small = SMALL.replace(patch_size=16, image_size=64, decoder_mlp_width=512)
-    config = TrainConfig(model=small, init_decoder=str(mobile_sam), stages=(STAGE,))
+    small = SMALL.replace(patch_size=16, image_size=64)
+    config = TrainConfig(
+        model=small, init_decoder=str(mobile_sam), narrow_decoder=512, stages=(STAGE,)
+    )
     found, variables, _ = starting_point(config)
     assert (found.model.embed_dim, found.model.decoder_mlp_width) == (256, 512)
+    whole, _, _ = starting_point(dataclasses.replace(config, narrow_decoder=0))
+    assert whole.model.decoder_mlp_width == 2048
     assert found.model.encoder_width == small.encoder_width
     decoder = read_mobile_sam(mobile_sam)[1]
-    taken, given = (v["params"]["mask_decoder"] for v in (variables, decoder))
-    head = "iou_head"
-    jax.tree.map(np.testing.assert_array_equal, taken[head], given[head])
+    taken, given = variables["params"], decoder["params"]
+    for part in given["mask_decoder"].keys() - {"transformer"}:
+        jax.tree.map(
+            np.testing.assert_array_equal, taken["mask_decoder"][part], given["mask_decoder"][part]
+        )
+    jax.tree.map(np.testing.assert_array_equal, taken["prompt_encoder"], given["prompt_encoder"])
     jax.tree.map(np.testing.assert_array_equal, variables["buffers"], decoder["buffers"])
     shapes = jax.eval_shape(lambda: init(found.model, jax.random.key(0)))
     jax.tree.map(lambda a, b: np.testing.assert_equal(np.shape(a), b.shape), variables, shapes)
@@ -164,7 +196,24 @@ def test_a_run_begins_with_mobile_sams_decoder(mobile_sam):
         )
     with pytest.raises(ValueError, match="init_decoder: name_or_path"):
         starting_point(dataclasses.replace(config, init_decoder="nowhere"))
-    assert DECODER.decoder_mlp_width == 2048
+    text = dataclasses.replace(config, model=small.replace(text_width=8))
+    with pytest.raises(ValueError, match="init_decoder: a text head"):
+        starting_point(text)
+    assert resolved(config).model == found.model
+    shapes = batch_shapes(dataclasses.replace(found, loss=ALONE), STAGE)
+    assert shapes["teacher"].shape == (2, 2, 2, 256)
+
+
+def test_a_model_of_this_project_lends_its_decoder(teacher_file):
+    """One of the same width, whose neck then stays; boxes are drawn if anybody asks for it."""
+    own = TrainConfig(model=SMALL, init_decoder=str(teacher_file), stages=(STAGE,))
+    found, variables, _ = starting_point(own)
+    assert found.model == SMALL and resolved(own).model == SMALL
+    lent, before = load(teacher_file).params, init(SMALL, jax.random.key(0))
+    for tree, part in ((lent, "mask_decoder"), (lent, "prompt_encoder"), (before, "image_encoder")):
+        jax.tree.map(np.testing.assert_array_equal, variables["params"][part], tree["params"][part])
+    drawing = dataclasses.replace(own, model=SMALL.replace(draw_boxes=True))
+    assert starting_point(drawing)[0].model.draw_boxes
 
 
 def test_a_narrowed_mlp_keeps_its_weightiest_units():
@@ -189,13 +238,17 @@ def test_a_narrowed_mlp_keeps_its_weightiest_units():
 def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teacher_file):
     stage = dataclasses.replace(STAGE, image_size=64)
     config = dataclasses.replace(TAUGHT, data_root="none", scenes=1.0, stages=(stage,))
-    teacher = Teacher(str(teacher_file), SMALL, make_mesh())
+    teacher = taught_by(teacher_file, SMALL)
     found = with_neck_like(config, variables, teacher)
     norm = found["params"]["image_encoder"]["neck_norm2"]
-    given = load(teacher_file).params["params"]["image_encoder"]["neck_norm2"]
-    # The teacher's own norm has these biases, about which its channels lie.
-    assert np.corrcoef(norm["bias"], given["bias"])[0, 1] > 0.3
-    assert (norm["scale"] > 0).all() and np.std(norm["scale"]) > 0
+    batches = stage_batches(config, 0, 0)
+    batch = next(batches)
+    batches.close()
+    height, width = (batch["image_hw"][:, i, None, None] for i in (0, 1))
+    y, x = 8 * np.arange(8)[:, None], 8 * np.arange(8)
+    pixels = np.asarray(teacher(batch)["teacher"])[(y < height) & (x < width)]
+    np.testing.assert_allclose(norm["bias"], pixels.mean(0), atol=1e-5)
+    np.testing.assert_allclose(norm["scale"], pixels.std(0), atol=1e-5)
     assert with_neck_like(config, found, teacher) is found
 
 
@@ -205,15 +258,11 @@ def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teac
         ({"teacher": ""}, "teacher: goes together with loss.teacher_weight"),
         ({"loss": LossConfig()}, "teacher: goes together with loss.teacher_weight"),
         ({"optim": OptimConfig()}, "optim.frozen: no mask is learned"),
-        ({"teacher": "", "loss": LossConfig(0.0, 0.0, 0.0)}, "so that no mask is learned"),
+        ({"teacher": "", "loss": LossConfig(0.0, 0.0, 0.0)}, "so that nothing is learned"),
+        ({"optim": OptimConfig(frozen=("image_encoder/*",))}, "teacher: teaches the encoder"),
+        ({"narrow_decoder": 8}, "narrow_decoder: expected .* together with init_decoder, got 8"),
     ],
 )
 def test_what_contradicts_a_teacher(variables, changes, message):
     with pytest.raises(ValueError, match=message):
         check(dataclasses.replace(TAUGHT, **changes), variables["params"])
-
-
-def test_a_frozen_encoder_has_no_teacher(variables):
-    cached = dataclasses.replace(TAUGHT, cache_embeddings=True)
-    with pytest.raises(ValueError, match="teacher: teaches the encoder"):
-        check(cached, variables["params"])

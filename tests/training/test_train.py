@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -95,6 +96,39 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert sams[0].config.image_size == 64 and sams[0].config.drop_path == 0
     for sam in sams[1:]:
         assert same_bits(sam.params, sams[0].params)
+
+
+@pytest.mark.slow
+def test_a_run_with_a_teacher(tmp_path):
+    from sam_jax.checkpoint.load import load, save
+    from tests.small import small_sam
+
+    model = runpy.run_path(command(tmp_path)[4])["config"]().model
+    save(small_sam(model), tmp_path / "teacher.safetensors")
+    more = ["--teacher", str(tmp_path / "teacher.safetensors"), "--loss.teacher-weight", "1"]
+    more += ["--init-decoder", str(tmp_path / "teacher.safetensors"), "--workdir", str(tmp_path)]
+    alone = [f"--loss.{name}-weight" for name in ("focal", "dice", "iou")]
+    alone = [word for name in alone for word in (name, "0")]
+    refused = run(tmp_path, *more, *alone)
+    assert refused.returncode == 2 and "optim.frozen: no mask is learned" in refused.stderr
+    still = ["--optim.frozen", "prompt_encoder/*", "mask_decoder/*"]
+    done = run(tmp_path, *more, *alone, *still, "--name", "alone")
+    assert done.returncode == 0, done.stderr
+    assert "missed of the teacher" in done.stdout and "dice" not in done.stdout
+    rows = log(tmp_path / "alone")
+    # A fresh neck begins with the teacher's mean, which misses about all of the variance.
+    assert 0 < rows[-1]["teacher"] < rows[0]["teacher"] < 3
+    decoder, taught = (
+        load(tmp_path / name).params["params"]["mask_decoder"]
+        for name in ("teacher.safetensors", "alone/model.safetensors")
+    )
+    assert same_bits(decoder, taught)
+    beside = run(tmp_path, *more, "--name", "beside")
+    assert beside.returncode == 0, beside.stderr
+    assert {"teacher", "dice", "iou_last"} <= log(tmp_path / "beside")[-1].keys()
+    for name in ("alone", "beside"):
+        plotted = [sys.executable, "-m", "train.plot", str(tmp_path / name)]
+        assert subprocess.run(plotted, cwd=ROOT, env=environment()).returncode == 0
 
 
 def start(tmp_path, *more):
