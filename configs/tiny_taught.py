@@ -21,7 +21,7 @@ def config() -> TrainConfig:
         before,
         name="tiny_taught",
         model=before.model.replace(dtype="bfloat16", draw_boxes=False),
-        stages=(Stage(360, 512, 5, 5, 1, 0, 24, scale_range=(0.7, 1.6), mask_size=256),),
+        stages=(Stage(600, 512, 5, 5, 1, 0, 24, scale_range=(0.7, 1.6), mask_size=256),),
         loss=dataclasses.replace(
             before.loss, box_on_all=False, grouping_weight=0.0, teacher_weight=1.0
         ),
