@@ -179,10 +179,11 @@ class StageRun:
     def cost(self) -> tuple[float | None, float | None]:
         """FLOPs of a step and the peak of all devices; None where they are not known.
 
-        The formula counts everything as trained, so it says nothing of runs with frozen parts.
+        The formula counts everything as trained, and no teacher, so it says nothing of runs with
+        frozen parts or a teacher.
         """
         chip = chip_of(self.mesh.devices.flat[0].device_kind)
-        if chip is None or self.config.optim.frozen:
+        if chip is None or self.config.optim.frozen or self.config.teacher:
             return None, None
         flops, _ = step_flops(self.config, self.config.stages[self.number])
         return flops, chip.peak_flops * self.mesh.size

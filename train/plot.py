@@ -32,16 +32,18 @@ def plot(rows: list[dict[str, float]], validations: list[dict[str, float]], out:
     taught = [row for row in rows if "teacher" in row]
     rows = [row for row in rows if "dice" in row]
     steps = [row["step"] for row in rows]
-    left.plot(steps, [row["dice"] for row in rows], label="dice loss, mean over rounds")
+    if rows:
+        left.plot(steps, [row["dice"] for row in rows], label="dice loss, mean over rounds")
     if taught:
         missed = [row["teacher"] for row in taught]
         left.plot([row["step"] for row in taught], missed, label="missed of the teacher")
     left.set(xlabel="step", ylabel="loss")
     left.legend()
-    right.plot(steps, [row["iou_first"] for row in rows], label="first prompt, best of three")
-    right.plot(steps, [row["iou_last"] for row in rows], label="last prompt")
     right.set(xlabel="step", ylabel="IoU on training batches", ylim=(0, 1))
-    right.legend()
+    if rows:
+        right.plot(steps, [row["iou_first"] for row in rows], label="first prompt, best of three")
+        right.plot(steps, [row["iou_last"] for row in rows], label="last prompt")
+        right.legend()
     if validations:
         steps = [row["step"] for row in validations]
         names = [n for n in validations[-1] if n != "step" and not n.endswith(" masks")]

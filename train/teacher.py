@@ -72,7 +72,6 @@ class Teacher:
             *(config, 0, 0),
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            prefetch=1,
         )
         try:
             batch = next(batches)

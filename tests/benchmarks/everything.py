@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import sam_jax
-from sam_jax.data.images import read_image
+from sam_jax.data.images import find_images, read_image
 from sam_jax.evaluation.report import write_sheet
 from sam_jax.inference.folder import draw_overlay
 
@@ -37,7 +37,7 @@ def main() -> int:
         stability_score_thresh=args.stability_score_thresh,
     )
     cells = []
-    for path in sorted(Path(args.folder).iterdir()):
+    for path in find_images(args.folder):
         photo = read_image(path)
         records = generator.generate(photo)
         if args.max_overlap:

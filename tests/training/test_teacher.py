@@ -239,7 +239,7 @@ def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teac
     stage = dataclasses.replace(STAGE, image_size=64)
     config = dataclasses.replace(TAUGHT, data_root="none", scenes=1.0, stages=(stage,))
     teacher = taught_by(teacher_file, SMALL)
-    found = with_neck_like(config, variables, teacher)
+    found = with_neck_like(config, variables, taught_by(teacher_file, SMALL, devices=2))
     norm = found["params"]["image_encoder"]["neck_norm2"]
     batches = stage_batches(config, 0, 0)
     batch = next(batches)
