@@ -2,7 +2,7 @@
 
     python -m train --config configs/finetune.py --data-root DIR --photos FOLDER 1.0
 
-starts from the bundled model unless --init-from names another (vit_b, vit_l, vit_h, or a file) and
+starts from the bundled model unless --init-from names another (mobile_sam, vit_b, vit_l, vit_h, or a file) and
 ends with runs/finetune/model.safetensors, which sam_jax.load and every command read. FOLDER holds
 masks in any form that `python -m train.check_data DIR/FOLDER` recognises. Three ways:
 

@@ -38,6 +38,7 @@ __all__ = [
     "SamAutomaticMaskGenerator",
     "SamPredictor",
     "build_sam",
+    "build_sam_mobile_sam",
     "build_sam_tiny",
     "build_sam_vit_b",
     "build_sam_vit_h",
@@ -403,6 +404,7 @@ def _builder(name: str) -> Callable[..., Sam]:
 build_sam_vit_h = _builder("vit_h")
 build_sam_vit_l = _builder("vit_l")
 build_sam_vit_b = _builder("vit_b")
+build_sam_mobile_sam = _builder("mobile_sam")
 build_sam_tiny = _builder("tiny")
 build_sam = build_sam_vit_h
 
@@ -411,5 +413,6 @@ sam_model_registry = {
     "vit_h": build_sam_vit_h,
     "vit_l": build_sam_vit_l,
     "vit_b": build_sam_vit_b,
+    "vit_t": build_sam_mobile_sam,  # as MobileSAM's own package calls it
     "tiny": build_sam_tiny,
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from sam_jax.checkpoint.mobile_sam import DECODER
 from sam_jax.checkpoint.names import to_torch
+from sam_jax.models.config import SamConfig
 from tests.small import variables
 
 WIDTHS, DEPTHS, WINDOWS = (64, 128, 160, 320), (2, 2, 6, 2), (7, 7, 14, 7)
@@ -66,7 +66,7 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     norm("norm_head", 320)
     linear("head", 320, 10)
     whole = {f"image_encoder.{name}": x for name, x in made.items()}
-    decoder = to_torch(variables(DECODER, seed))
+    decoder = to_torch(variables(SamConfig(32, 1, 1, (0,), image_size=32), seed))
     return whole | {n: x for n, x in decoder.items() if not n.startswith("image_encoder.")}
 
 

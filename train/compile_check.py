@@ -23,7 +23,6 @@ from jax.sharding import Mesh
 
 from sam_jax.checkpoint.clip import load_clip
 from sam_jax.checkpoint.load import load
-from sam_jax.checkpoint.mobile_sam import DECODER, is_mobile_sam_file
 from sam_jax.models.config import CONFIGS
 from sam_jax.models.sam import init
 from sam_jax.training.chips import Chip, chip_of
@@ -135,7 +134,7 @@ def resolved(config: TrainConfig) -> TrainConfig:
         config = with_text(config, load_clip(config.text.clip))
     if config.init_decoder:
         name = config.init_decoder
-        known = DECODER if is_mobile_sam_file(name) else CONFIGS.get(name)
+        known = CONFIGS.get(name)
         config = with_decoder_sizes(config, known or load(name).config, asked.draw_boxes)
     return with_image_sizes(config)
 

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from sam_jax.checkpoint.clip import Clip
 from sam_jax.checkpoint.load import load
 from sam_jax.checkpoint.mae import load_mae
-from sam_jax.checkpoint.mobile_sam import DECODER, is_mobile_sam_file, read_mobile_sam
 from sam_jax.models import sam as sam_model
 from sam_jax.models.config import SamConfig
 from sam_jax.training.config import TrainConfig
@@ -115,11 +114,8 @@ def with_decoder(config: TrainConfig, variables: dict, draws: bool) -> tuple[Tra
     """
     name = config.init_decoder
     try:
-        if is_mobile_sam_file(name):
-            taken, sizes = read_mobile_sam(name)[1], DECODER
-        else:
-            start = load(name)
-            taken, sizes = jax.device_get(start.params), start.config
+        start = load(name)
+        taken, sizes = jax.device_get(start.params), start.config
     except ValueError as error:
         raise ValueError(f"init_decoder: {error}") from error
     fits = config.model.embed_dim == sizes.embed_dim

@@ -10,10 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from sam_jax.checkpoint.load import load
-from sam_jax.checkpoint.mobile_sam import is_mobile_sam_file, read_mobile_sam
 from sam_jax.models.attention import images_over
 from sam_jax.models.sam import SamModel, normalise
-from sam_jax.models.tiny_vit import tiny_vit
 from sam_jax.training.config import TrainConfig
 from sam_jax.training.sharding import batch_sharding, global_batch, replicated
 from train.data import stage_batches
@@ -97,9 +95,6 @@ class Teacher:
 
 def _encoder(name: str, dtype: str) -> tuple[dict, Callable]:
     """Parameters, and (parameters, uint8 images, their sizes) -> embeddings."""
-    if is_mobile_sam_file(name):
-        params, _ = read_mobile_sam(name)
-        return params, lambda p, x, hw: tiny_vit(p, normalise(x, hw), dtype)
     sam = load(name, dtype=dtype)
     config = sam.config
 

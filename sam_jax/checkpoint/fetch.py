@@ -32,6 +32,10 @@ class Released(NamedTuple):
 
 
 RELEASED = {
+    "mobile_sam": Released(
+        "https://github.com/ChaoningZhang/MobileSAM/raw/master/weights/mobile_sam.pt",
+        "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+    ),
     "vit_b": Released(
         "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
         "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
@@ -45,7 +49,7 @@ RELEASED = {
         "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
     ),
 }
-"""The addresses are those of the released code's README."""
+"""The addresses are those of the released code's and of MobileSAM's READMEs."""
 
 
 def released_file(name: str) -> Path:

@@ -21,11 +21,11 @@ from safetensors.numpy import save_file
 
 from sam_jax.checkpoint import names
 from sam_jax.checkpoint.huggingface import decoder_heads
-from sam_jax.checkpoint.infer import infer_config, infer_own, same_shapes, sane
-from sam_jax.checkpoint.mobile_sam import is_mobile_sam
+from sam_jax.checkpoint.infer import describe, infer_config, infer_own, same_shapes, sane
+from sam_jax.checkpoint.mobile_sam import from_mobile_sam, is_mobile_sam
 from sam_jax.checkpoint.pth import read_pth
 from sam_jax.checkpoint.strict import CheckpointError, check
-from sam_jax.models.config import SamConfig
+from sam_jax.models.config import MOBILE_SAM, SamConfig
 from sam_jax.storage import replacing
 
 FORMAT_VERSION = 1
@@ -247,13 +247,7 @@ def read(path: str | os.PathLike, config: SamConfig | None = None) -> Contents:
             orbax = (path / ORBAX_JSON).is_file()
             return _read_orbax(path, config) if orbax else _read_folder(path, config)
         if not _is_safetensors(path):
-            tensors = read_pth(path)
-            if is_mobile_sam(tensors):
-                raise CheckpointError(
-                    f"{path}: is MobileSAM's, whose encoder can teach one of this project's, not "
-                    "be run in its place: see `teacher` and `init_decoder` of python -m train"
-                )
-            return _from_tensors(path, tensors, {}, config)
+            return _from_tensors(path, read_pth(path), {}, config)
         return _from_tensors(path, *read_safetensors(path), config)
     except FileNotFoundError as error:
         missing = error.filename or path
@@ -342,6 +336,11 @@ def _from_tensors(
                 config = config.replace(draw_boxes=stated.draw_boxes)
             variables = names.from_own(tensors, config, str(path))
             return Contents(variables, config, name, text_tower)
+        if is_mobile_sam(tensors):
+            config = _agree(MOBILE_SAM, expected)
+            if not same_shapes(config, MOBILE_SAM):
+                raise CheckpointError(f"expected {describe(config)}, got mobile_sam")
+            return Contents(from_mobile_sam(tensors, str(path)), config, "mobile_sam")
         config = _agree(expected or infer_config(tensors), expected)
         hf = any(key.startswith("vision_encoder.") for key in tensors)
         convert = names.from_hf if hf else names.from_torch

@@ -12,11 +12,13 @@ import numpy as np
 
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.checkpoint.table import count, released_names, unpack
-from sam_jax.models.config import CONFIGS, SamConfig
+from sam_jax.models.config import CONFIGS, MOBILE_SAM, SamConfig
 
 MAX_DEPTH = 512
 MAX_SIZE = 1 << 16
 
+TINY_VIT = "params/image_encoder/stem_0/kernel"
+"""In this project's names: what MobileSAM's encoder has, and no other."""
 NOT_IN_SHAPES = (
     "decoder_heads",
     "dtype",
@@ -115,6 +117,10 @@ def sane(fields: Mapping[str, Any]) -> SamConfig:
 
 def infer_own(flat: Mapping[str, np.ndarray]) -> SamConfig:
     """As `infer_config`, out of this project's flat names; a text head is seen too."""
+    text = flat.get("params/prompt_encoder/text_proj/kernel")
+    text_width = 0 if text is None else text.shape[0]
+    if TINY_VIT in flat:
+        return MOBILE_SAM.replace(text_width=text_width)
     kernel = flat.get("params/image_encoder/patch_embed/kernel")
     if kernel is None or kernel.ndim != 2:
         raise CheckpointError("no model of this project: params/image_encoder/patch_embed/kernel")
@@ -122,9 +128,7 @@ def infer_own(flat: Mapping[str, np.ndarray]) -> SamConfig:
         tensors = unpack(flat, count(flat, "own", math.isqrt(kernel.shape[0] // 3)), "released")
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise CheckpointError(f"no model of this project: {error}") from error
-    text = flat.get("params/prompt_encoder/text_proj/kernel")
-    config = infer_config(tensors)
-    return config if text is None else config.replace(text_width=text.shape[0])
+    return infer_config(tensors).replace(text_width=text_width)
 
 
 class _Shapes:

@@ -66,9 +66,10 @@ def load(
     """Loads a model.
 
     Args:
-      name_or_path: "tiny", which comes with the package; "vit_b", "vit_l" or "vit_h", whose
-        released file is fetched once into the cache folder ($SAM_JAX_CACHE or ~/.cache/sam_jax)
-        and checked; or the path of a .pth, a .safetensors, an Orbax or a Hugging Face folder.
+      name_or_path: "tiny", which comes with the package; "mobile_sam", "vit_b", "vit_l" or "vit_h",
+        whose released file is fetched once into the cache folder ($SAM_JAX_CACHE or
+        ~/.cache/sam_jax) and checked; or the path of a .pth, a .safetensors, an Orbax or a Hugging
+        Face folder.
       dtype: what matrix products are computed in; by default what the file says, or float32.
       encoder_weights: "int8" rounds the encoder's to a quarter of the memory; such a model can
         neither be trained nor saved.
@@ -79,7 +80,7 @@ def load(
 
     Raises:
       CheckpointError: (a ValueError) the file can't be fetched, is damaged, or no such model.
-      ValueError: there is no such name or path.
+      ValueError: there is no such name or path, or int8 does not suit the model.
     """
     if isinstance(name_or_path, str) and name_or_path in NAMES:
         if config is not None:

@@ -76,6 +76,8 @@ def from_mae(
     tensors: Mapping[str, np.ndarray], config: SamConfig, key: jax.Array, what: str = "tensors"
 ) -> dict:
     """As `load_mae`, from tensors by their names."""
+    if config.encoder != "vit":
+        raise CheckpointError(f"{what}: an MAE's encoder is a ViT, expected {describe(config)}")
     tensors = {name: x for name, x in tensors.items() if not IGNORED.fullmatch(name)}
     names, own_shape = _names(config), own_shapes(config)
     patch, grid = _patch_and_grid(tensors, what)

@@ -1,11 +1,10 @@
-"""MobileSAM's checkpoint: its encoder's parameters, and its decoder, which is SAM's.
+"""MobileSAM's checkpoint: its own encoder, and SAM's prompt encoder and mask decoder.
 
 `mobile_sam.pt` of https://github.com/ChaoningZhang/MobileSAM (Apache 2.0).
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 
@@ -13,19 +12,17 @@ import jax
 import numpy as np
 
 from sam_jax.checkpoint.names import from_torch, to_torch
-from sam_jax.checkpoint.pth import read_pth
-from sam_jax.checkpoint.strict import CheckpointError, Shape, check
+from sam_jax.checkpoint.strict import Shape, check
 from sam_jax.models.config import SamConfig
 from sam_jax.models.sam import init
-from sam_jax.models.tiny_vit import HEAD_DIM, WINDOWS
+from sam_jax.models.tiny_vit import DEPTHS, HEAD_DIM, WIDTHS, WINDOWS
 
 ENCODER = "image_encoder."
-DECODER = SamConfig(32, 1, 1, (0,), image_size=32)
-"""A model with the released decoder's sizes, and next to no encoder."""
+_DECODER = SamConfig(32, 1, 1, (0,), image_size=32)
+"""A model with MobileSAM's decoder, and next to no encoder."""
 UNUSED = re.compile(r"(norm_head|head)\.(weight|bias)|.*num_batches_tracked")
 """What the encoder has from having been a classifier, and counters."""
 BATCH_EPS = 1e-5
-WIDTHS, DEPTHS = (64, 128, 160, 320), (2, 2, 6, 2)
 
 _PARTS = {
     "patch_embed.seq.0": "stem_0",
@@ -55,37 +52,26 @@ def is_mobile_sam(tensors: Mapping[str, np.ndarray]) -> bool:
     return f"{ENCODER}patch_embed.seq.0.c.weight" in tensors
 
 
-def is_mobile_sam_file(path: str | os.PathLike) -> bool:
-    """Whether such a checkpoint is at `path`; False also where nothing is, or nothing readable."""
-    try:
-        return is_mobile_sam(read_pth(path))
-    except (OSError, CheckpointError):
-        return False
+def from_mobile_sam(tensors: Mapping[str, np.ndarray], what: str) -> dict:
+    """The file's tensors -> variables {"params", "buffers"} of `MOBILE_SAM`, float32 NumPy arrays.
 
-
-def read_mobile_sam(path: str | os.PathLike) -> tuple[dict, dict]:
-    """The file's two parts.
-
-    Returns:
-      The params of `sam_jax.models.tiny_vit.tiny_vit`; and the variables {"params", "buffers"} of a
-      model of DECODER's sizes without its "image_encoder". All float32.
+    Args:
+      tensors: by their names in the file.
+      what: how errors name their origin.
 
     Raises:
-      CheckpointError: it is damaged, or no MobileSAM's.
-      FileNotFoundError: there is no such file.
+      CheckpointError: naming every missing, unused and misshapen tensor.
     """
-    tensors = read_pth(path)
-    if not is_mobile_sam(tensors):
-        raise CheckpointError(f"{path}: is no MobileSAM: its encoder is another one")
-    return _encoder(tensors, str(path)), _decoder(tensors, str(path))
+    encoder, variables = _encoder(tensors, what), _decoder(tensors, what)
+    return variables | {"params": variables["params"] | {"image_encoder": encoder}}
 
 
 def _decoder(tensors: Mapping[str, np.ndarray], what: str) -> dict:
     """Its prompt encoder and mask decoder, beside the smallest encoder that a model can have."""
-    whole = to_torch(init(DECODER, jax.random.key(0)))
+    whole = to_torch(init(_DECODER, jax.random.key(0)))
     whole = {name: x for name, x in whole.items() if name.startswith(ENCODER)}
     whole |= {name: x for name, x in tensors.items() if not name.startswith(ENCODER)}
-    variables = from_torch(whole, DECODER, what)
+    variables = from_torch(whole, _DECODER, what)
     del variables["params"]["image_encoder"]
     return variables
 
@@ -141,7 +127,7 @@ def encoder_shapes() -> dict[str, Shape]:
             with_bias(f"{block}.mlp.fc2", width, 4 * width)
         if i + 1 < len(WIDTHS):
             bottleneck(f"layers.{i}.downsample", width, WIDTHS[i + 1], WIDTHS[i + 1])
-    d = DECODER.embed_dim
+    d = _DECODER.embed_dim
     shapes |= {"neck.0.weight": (d, WIDTHS[-1], 1, 1), "neck.2.weight": (d, d, 3, 3)}
     with_bias("neck.1", d)
     with_bias("neck.3", d)

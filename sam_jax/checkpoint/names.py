@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from sam_jax.checkpoint.infer import describe, infer_config, looks_like
+from sam_jax.checkpoint.infer import TINY_VIT, describe, infer_config, looks_like
 from sam_jax.checkpoint.strict import CheckpointError, Shape, check
 from sam_jax.checkpoint.table import (
     HF_TWIN,
@@ -73,18 +73,25 @@ def shapes(config: SamConfig, naming: str = "released") -> dict[str, Shape]:
     """Name -> shape, of every tensor of the model in the naming "own" | "released" | "hf".
 
     Raises:
-      CheckpointError: the model has a text head, and the naming is not this project's.
+      CheckpointError: the model has a text head or MobileSAM's encoder, and the naming is not this
+        project's.
     """
     own = own_shapes(config)
     if naming == "own":
         return dict(own)
-    _refuse_text(own)
+    _refuse(own)
     # Arrays of one repeated zero take no memory, whatever their shape.
     zeros = {name: np.broadcast_to(np.zeros((), np.float32), own[name]) for name in own}
     return {name: tuple(t.shape) for name, t in unpack(zeros, counts_of(config), naming).items()}
 
 
-def _refuse_text(flat: Iterable[str]) -> None:
+def _refuse(flat: Iterable[str]) -> None:
+    """Raises where the released classes have nothing of the kind."""
+    if TINY_VIT in flat:
+        raise CheckpointError(
+            "MobileSAM's encoder has no released or Hugging Face form, and its batch norms are "
+            "folded in: keep it as .safetensors or as an Orbax folder, or keep mobile_sam.pt"
+        )
     text = [name for name in flat if "/text_proj/" in name]
     if text:
         raise CheckpointError(
@@ -96,7 +103,7 @@ def _refuse_text(flat: Iterable[str]) -> None:
 
 def _to(variables: Mapping, naming: str) -> dict[str, np.ndarray]:
     flat = {name: np.asarray(value) for name, value in flatten(variables).items()}
-    _refuse_text(flat)
+    _refuse(flat)
     kernel = flat.get("params/image_encoder/patch_embed/kernel")
     if kernel is None:
         raise CheckpointError(
@@ -113,7 +120,8 @@ def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
     """{"params", "buffers"} -> released name -> array, bit for bit (views, no copies).
 
     Raises:
-      CheckpointError: for a model with a text head, or variables that are no whole model.
+      CheckpointError: for a model with a text head or MobileSAM's encoder, or variables that are
+        no whole model.
     """
     return _to(variables, "released")
 

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="the photographs; sub-folders too")
     add("--store", metavar="DIR", help=f"where masks are kept (default FOLDER/{STORE})")
-    add("--model", default="tiny", metavar="NAME", help="tiny, vit_b, vit_l, vit_h, or a file")
+    names = "tiny, mobile_sam, vit_b, vit_l, vit_h, or a file"
+    add("--model", default="tiny", metavar="NAME", help=names)
     add(
         "--stage",
         default="assisted",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 HELP = (
-    "tiny, vit_b, vit_l, vit_h, or a file; @bfloat16 or @float32 behind it sets the precision, "
-    "@int8 rounds the encoder's weights"
+    "tiny, mobile_sam, vit_b, vit_l, vit_h, or a file; @bfloat16 or @float32 behind it sets the "
+    "precision, @int8 rounds the encoder's weights"
 )
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32": {"dtype": "float32"},

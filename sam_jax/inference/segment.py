@@ -90,7 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="tiny",
         metavar="NAME",
-        help="tiny (bundled, the default), vit_b, vit_l, vit_h, or a checkpoint file or folder",
+        help="tiny (bundled, the default), mobile_sam, vit_b, vit_l, vit_h, or a checkpoint file "
+        "or folder",
     )
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--multimask", action="store_true", help="always three candidates a prompt")

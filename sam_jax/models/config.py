@@ -37,6 +37,9 @@ class SamConfig:
     draw_boxes: bool = False
     """Whether a box that comes without a mask is also given as a mask, its own shape drawn
     (`prompt_encoder.draw_boxes`). The released models were not trained with it."""
+    encoder: Literal["vit", "tiny_vit"] = "vit"
+    """Which image encoder: SAM's, or MobileSAM's (`sam_jax.models.tiny_vit`), whose sizes are
+    fixed: of the fields above only `image_size` and `embed_dim` are then read for the encoder."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """What matrix products are computed in. Parameters, positions, softmax and norms: float32."""
@@ -57,6 +60,15 @@ class SamConfig:
                 f"image_size: expected a multiple of patch_size={self.patch_size}, "
                 f"got {self.image_size}"
             )
+        if self.encoder not in ("vit", "tiny_vit"):
+            raise ValueError(f"encoder: expected 'vit' or 'tiny_vit', got {self.encoder!r}")
+        if self.encoder == "tiny_vit":
+            for field, only in (("patch_size", 16), ("drop_path", 0.0), ("scan_blocks", False)):
+                if getattr(self, field) != only:
+                    raise ValueError(
+                        f"{field}: expected {only} with encoder='tiny_vit', got "
+                        f"{getattr(self, field)}"
+                    )
         for width, heads, what in (
             (self.encoder_width, self.encoder_heads, "encoder_width"),
             (self.embed_dim // self.attention_downsample, self.decoder_heads, "embed_dim"),
@@ -106,4 +118,12 @@ TINY = SamConfig(
     draw_boxes=True,
 )
 
-CONFIGS = {"tiny": TINY, "vit_b": VIT_B, "vit_l": VIT_L, "vit_h": VIT_H}
+MOBILE_SAM = SamConfig(320, 12, 10, (), encoder="tiny_vit")
+
+CONFIGS = {
+    "tiny": TINY,
+    "mobile_sam": MOBILE_SAM,
+    "vit_b": VIT_B,
+    "vit_l": VIT_L,
+    "vit_h": VIT_H,
+}

@@ -22,8 +22,13 @@ def quantise_encoder(variables: Mapping) -> dict:
 
     Returns:
       New variables; everything else is shared with those given.
+
+    Raises:
+      ValueError: its encoder is MobileSAM's, which is small and half of it convolutions.
     """
     encoder = dict(variables["params"]["image_encoder"])
+    if "stem_0" in encoder:
+        raise ValueError("encoder_weights: expected 'float32' for MobileSAM's encoder, got 'int8'")
     for name, block in encoder.items():
         if name.startswith("block_"):
             attention, mlp = dict(block["attn"]), dict(block)

@@ -12,6 +12,7 @@ from sam_jax.models.config import SamConfig
 from sam_jax.models.image_encoder import ImageEncoder
 from sam_jax.models.mask_decoder import MaskDecoder, Wanted
 from sam_jax.models.prompt_encoder import EMPTY, PromptEncoder, Prompts
+from sam_jax.models.tiny_vit import TinyViT
 from sam_jax.models.transformer import ImageParts
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -28,7 +29,8 @@ class SamModel(nn.Module):
     config: SamConfig
 
     def setup(self) -> None:
-        self.image_encoder = ImageEncoder(self.config)
+        encoder = {"vit": ImageEncoder, "tiny_vit": TinyViT}[self.config.encoder]
+        self.image_encoder = encoder(self.config)
         self.prompt_encoder = PromptEncoder(self.config)
         self.mask_decoder = MaskDecoder(self.config)
 

@@ -233,7 +233,7 @@ class TrainConfig:
     init_encoder: str = ""
     """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
     init_decoder: str = ""
-    """A model's name or file, or MobileSAM's, whose prompt encoder and mask decoder come in the
+    """A model's name or file, whose prompt encoder and mask decoder come in the
     place of those that `init_from` or chance gives, with their sizes; the image encoder's neck is
     then fresh where the embedding's width differs, and boxes are drawn if that decoder is used to
     it or `model.draw_boxes` is on."""
@@ -241,7 +241,7 @@ class TrainConfig:
     """With `init_decoder`: its MLPs keep so many of their units, those of the largest weights, for
     a smaller file; 0: all."""
     teacher: str = ""
-    """A model's name or file, or MobileSAM's, whose embeddings of the training pictures are learned
+    """A model's name or file, whose embeddings of the training pictures are learned
     (`loss.teacher_weight`); its embedding has the width and the patch size of this model's."""
     cache_embeddings: bool = False
     """With a frozen encoder: encode every picture once, before training, and keep the results."""

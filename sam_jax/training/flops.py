@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 from sam_jax.models.config import SamConfig
+from sam_jax.models.tiny_vit import DEPTHS, STRIDES, WIDTHS, WINDOWS
 from sam_jax.training.config import Stage, TrainConfig
 
 
@@ -72,12 +73,36 @@ def _block(c: SamConfig, hw: tuple[int, int], window: int) -> _Block:
 
 def _encoder_parts(c: SamConfig, image_size: int) -> tuple[int, list[_Block], int]:
     """Forward products of the patch embedding, of each block, and of the neck."""
+    if c.encoder == "tiny_vit":
+        return _tiny_vit_parts(image_size, c.embed_dim)
     side = image_size // c.patch_size
     length = side * side
     blocks = [_block(c, (side, side), window) for window in c.windows]
     neck = _product(length, c.encoder_width, c.embed_dim)
     neck += _product(length, 9 * c.embed_dim, c.embed_dim)
     return _product(length, 3 * c.patch_size**2, c.encoder_width), blocks, neck
+
+
+def _tiny_vit_parts(image_size: int, embed_dim: int) -> tuple[int, list[_Block], int]:
+    """As `_encoder_parts`, of MobileSAM's encoder: its first convolution, no blocks, all else."""
+    stem, side = WIDTHS[0] // 2, image_size // 4
+    rest = _product(side * side, 9 * stem, WIDTHS[0])
+    for i, (width, depth, window) in enumerate(zip(WIDTHS, DEPTHS, WINDOWS, strict=True)):
+        length = side * side
+        block = 2 * _product(length, width, 4 * width)
+        if window:
+            windows = (-(-side // window)) ** 2
+            block += 2 * windows * _product(window**2, width, window**2)
+            block += _product(windows * window**2, width, 4 * width)
+        rest += depth * block
+        if i < len(STRIDES):
+            after = WIDTHS[i + 1]
+            rest += _product(length, width, after)
+            side //= STRIDES[i]
+            rest += _product(side * side, after, after)
+    rest += _product(side * side, WIDTHS[-1], embed_dim)
+    rest += _product(side * side, 9 * embed_dim, embed_dim)
+    return _product((image_size // 2) ** 2, 27, stem), [], rest
 
 
 def encoder_flops(config: SamConfig, image_size: int) -> int:

@@ -30,9 +30,9 @@ def layer_scale(path: str, model: SamConfig, decay: float) -> float:
     """The factor on a parameter's learning rate: decay ** (layers above it in the encoder).
 
     Patch and position embeddings are layer 0, block i is i + 1, everything else is not scaled
-    (ViTDet's rule; the paper gives only the factor).
+    (ViTDet's rule; the paper gives only the factor). Nor is anything in MobileSAM's encoder.
     """
-    if "image_encoder" not in path:
+    if "image_encoder" not in path or model.encoder != "vit":
         return 1.0
     top = model.encoder_depth + 1
     block = re.search(r"block_(\d+)", path)

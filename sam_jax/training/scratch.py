@@ -84,7 +84,12 @@ def structured_start(variables: dict, config: SamConfig, seed: int = 0) -> dict:
       variables: {"params", "buffers"} of `sam_jax.models.sam.init`; not changed.
       config: the model's.
       seed: of the heads' directions.
+
+    Raises:
+      ValueError: the model's encoder is MobileSAM's.
     """
+    if config.encoder != "vit":
+        raise ValueError("structured_start: expected a model whose encoder is a ViT")
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: x, variables["params"])
     encoder, decoder = params["image_encoder"], params["mask_decoder"]

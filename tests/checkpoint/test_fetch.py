@@ -136,6 +136,7 @@ def test_a_missing_file_on_the_server(server, monkeypatch):
 
 def test_the_table_and_the_folder(monkeypatch):
     assert [r.file for r in RELEASED.values()] == [
+        "mobile_sam.pt",
         "sam_vit_b_01ec64.pth",
         "sam_vit_l_0b3195.pth",
         "sam_vit_h_4b8939.pth",

@@ -337,7 +337,9 @@ def test_orbax_folders_are_strict(sam, tmp_path):
 
 
 def test_names_and_paths_that_are_none(tmp_path):
-    with pytest.raises(ValueError, match="one of tiny, vit_b, vit_l, vit_h or the path .*'vit_x'"):
+    with pytest.raises(
+        ValueError, match="one of tiny, mobile_sam, vit_b, vit_l, vit_h or the path .*'vit_x'"
+    ):
         load("vit_x")
     with pytest.raises(ValueError, match="config: the model 'vit_b' has its own"):
         load("vit_b", config=VIT_B)

@@ -1,17 +1,29 @@
 """MobileSAM's file: its encoder beside PyTorch's layers, its decoder, what is refused."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.checkpoint.load import load
-from sam_jax.checkpoint.mobile_sam import DECODER, is_mobile_sam_file, read_mobile_sam
-from sam_jax.checkpoint.names import to_torch
+from sam_jax.checkpoint.load import load, save
+from sam_jax.checkpoint.mae import from_mae
+from sam_jax.checkpoint.names import shapes, to_torch
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
-from sam_jax.models.tiny_vit import tiny_vit
+from sam_jax.compat import sam_model_registry
+from sam_jax.inference.generator import MaskGenerator
+from sam_jax.inference.predictor import Predictor
+from sam_jax.models.config import MOBILE_SAM, TINY, VIT_B
+from sam_jax.training.flops import encoder_flops
+from sam_jax.training.optim import make_optimizer
+from sam_jax.training.scratch import structured_start
+from sam_jax.training.step import init_state, make_step
 from tests.mobile_sam import embed, tensors
 from tests.small import variables
+from tests.training.test_step import CONFIG, STAGE, make_batch
+from train.start import starting_point
 
 
 @pytest.fixture(scope="module")
@@ -26,52 +38,134 @@ def file(made, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def sam(file):
+    return load(file)
+
+
+def encoded(sam, images):
+    return np.asarray(
+        jax.jit(lambda v, x: sam.model.apply(v, x, method="encode"))(sam.params, images)
+    )
+
+
 @pytest.mark.torch
-def test_the_encoder_gives_what_pytorchs_layers_give(made, file):
-    params, _ = read_mobile_sam(file)
+def test_the_encoder_gives_what_pytorchs_layers_give(made, file, sam):
     # 10 x 13 cells: windows of 7 and 14 stick out on both sides.
     images = np.random.default_rng(1).standard_normal((2, 160, 208, 3)).astype(np.float32)
     want = embed(made, images)
-    got = np.asarray(jax.jit(tiny_vit)(params, images))
+    got = encoded(sam, images)
     assert got.shape == (2, 10, 13, 256)
     assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
-    rough = np.asarray(jax.jit(lambda p, x: tiny_vit(p, x, "bfloat16"))(params, images))
+    rough = encoded(load(file, dtype="bfloat16"), images)
     assert 0 < np.abs(rough - want).mean() < 0.03 * np.abs(want).mean()
 
 
-def test_the_decoder_is_a_sams(made, file):
-    _, decoder = read_mobile_sam(file)
-    assert set(decoder["params"]) == {"prompt_encoder", "mask_decoder"}
-    whole = variables(DECODER)
-    encoder = {"image_encoder": whole["params"]["image_encoder"]}
-    again = to_torch(decoder | {"params": decoder["params"] | encoder})
+def test_nothing_but_what_is_folded_in_is_lost(made, sam):
+    folded = ("norm_head", "head.", "running_", "num_batches", "bn.weight")
+    kept = [
+        x.size
+        for name, x in made.items()
+        if name.startswith("image_encoder.") and not any(part in name for part in folded)
+    ]
+    assert sum(x.size for x in jax.tree.leaves(sam.params["params"]["image_encoder"])) == sum(kept)
+
+
+def test_the_decoder_is_a_sams(made, sam):
+    assert sam.config == MOBILE_SAM
+    whole = variables(VIT_B.replace(encoder_depth=1, global_blocks=(0,)))
+    decoder = {k: x for k, x in sam.params["params"].items() if k != "image_encoder"}
+    again = to_torch(sam.params | {"params": whole["params"] | decoder})
     for name, tensor in made.items():
         if not name.startswith("image_encoder."):
             np.testing.assert_array_equal(again[name], tensor)
 
 
+def test_it_is_a_model_like_any_other(sam, file, tmp_path):
+    """Masks of a prompt and of everything, own files, the released names of its package."""
+    photo = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    predictor = Predictor(sam, image_size=64)
+    found = predictor.predict(predictor.embed(photo), points_xy=[[20, 20]])
+    assert found.masks.shape == (3, 48, 64) and found.scores.shape == (3,)
+    generator = MaskGenerator(
+        predictor, points_per_side=2, pred_iou_thresh=-10.0, stability_score_thresh=0.0
+    )
+    assert generator.generate(photo)
+    save(sam, tmp_path / "own.safetensors")
+    save(sam, tmp_path / "orbax")
+    for path in (tmp_path / "own.safetensors", tmp_path / "orbax"):
+        again = load(path)
+        assert again.config == MOBILE_SAM and again.name == "mobile_sam"
+        jax.tree.map(np.testing.assert_array_equal, again.params, dict(sam.params))
+    assert sam_model_registry["vit_t"](file).config == MOBILE_SAM
+
+
+def test_a_run_can_begin_with_it(file):
+    config = dataclasses.replace(
+        CONFIG, init_from=str(file), optim=dataclasses.replace(CONFIG.optim, layer_decay=0.8)
+    )
+    config, start, _ = starting_point(config)
+    assert config.model.encoder == "tiny_vit" and config.model.image_size == 1024
+    stage = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0)
+    optimizer = make_optimizer(config.optim, config.model, 10)
+    state = init_state(jax.tree.map(jnp.copy, start), optimizer, True)
+    state, metrics = make_step(config, stage, optimizer)(state, make_batch(), jax.random.key(1))
+    assert np.isfinite(metrics["loss"])
+    before, after = (p["image_encoder"] for p in (start["params"], state.params))
+    for part in ("stem_0", "stage_0", "stage_3", "neck"):
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), before[part], after[part])
+        assert all(jax.tree.leaves(moved)), moved
+
+
 def test_other_files_are_told_apart_and_refused(made, file, tmp_path):
-    assert is_mobile_sam_file(file)
-    assert not is_mobile_sam_file(tmp_path / "none.pt")
     other = tmp_path / "other.pth"
     write_pth(other, to_torch(variables()))
-    assert not is_mobile_sam_file(other)
-    with pytest.raises(CheckpointError, match="is no MobileSAM"):
-        read_mobile_sam(other)
+    assert load(other).config.encoder == "vit"
+    with pytest.raises(CheckpointError, match="mobile_sam"):
+        load(other, config=MOBILE_SAM)
+    with pytest.raises(CheckpointError, match="expected vit_b, got mobile_sam"):
+        load(file, config=VIT_B)
     strange = tmp_path / "strange.pt"
     write_pth(strange, made | {"image_encoder.layers.9.weight": np.ones(3, np.float32)})
     with pytest.raises(CheckpointError, match=r"layers\.9"):
-        read_mobile_sam(strange)
+        load(strange)
     less = {n: x for n, x in made.items() if "layers.2.blocks.5" not in n and "qkv.bias" not in n}
     less["image_encoder.neck.1.weight"] = np.ones(255, np.float32)
     write_pth(strange, less)
     with pytest.raises(CheckpointError, match="MobileSAM's encoder") as caught:
-        read_mobile_sam(strange)
+        load(strange)
     assert "neck.1.weight" in caught.value.misshapen[0]
     assert "layers.2.blocks.5.mlp.fc1.weight" in caught.value.missing
     assert "layers.1.blocks.0.attn.qkv.bias" in caught.value.missing
     write_pth(strange, {n: x for n, x in made.items() if "iou_prediction_head" not in n})
     with pytest.raises(CheckpointError, match="iou_prediction_head"):
-        read_mobile_sam(strange)
-    with pytest.raises(CheckpointError, match="MobileSAM"):
-        load(file)
+        load(strange)
+
+
+def test_what_only_a_vit_has_is_refused(sam, file, tmp_path):
+    for suffix in ("a.pth", "hf"):
+        with pytest.raises(CheckpointError, match="MobileSAM's encoder has no"):
+            save(sam, tmp_path / suffix, "hf" if suffix == "hf" else None)
+    with pytest.raises(CheckpointError, match="MobileSAM's encoder has no"):
+        shapes(MOBILE_SAM)
+    with pytest.raises(ValueError, match="encoder_weights"):
+        load(file, encoder_weights="int8")
+    with pytest.raises(CheckpointError, match="MAE"):
+        from_mae({}, MOBILE_SAM, jax.random.key(0))
+    with pytest.raises(ValueError, match="structured_start"):
+        structured_start(sam.params, MOBILE_SAM)
+    for field, value in (("patch_size", 8), ("drop_path", 0.1), ("scan_blocks", True)):
+        with pytest.raises(ValueError, match=field):
+            MOBILE_SAM.replace(**{field: value})
+    with pytest.raises(ValueError, match="encoder: expected"):
+        TINY.replace(encoder="resnet")
+    with pytest.raises(ValueError, match="multiples of 16"):
+        encoded(sam, np.zeros((1, 40, 48, 3), np.float32))
+
+
+def test_the_arithmetic_is_what_xla_counts(sam):
+    """But for depthwise convolutions and everything elementwise."""
+    small = jax.ShapeDtypeStruct((1, 224, 224, 3), np.float32)
+    encode = jax.jit(lambda v, x: sam.model.apply(v, x, method="encode"))
+    counted = encode.lower(sam.params, small).compile().cost_analysis()["flops"]
+    assert 0.75 < encoder_flops(sam.config, 224) / counted <= 1

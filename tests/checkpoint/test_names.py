@@ -66,7 +66,7 @@ def test_vit_b_has_the_released_number_of_tensors(naming, parameters):
     assert len(shapes(VIT_B, naming)) == parameters
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"mobile_sam"}))
 @pytest.mark.parametrize("naming", ["released", "hf"])
 def test_known_configs_are_inferred(name, naming):
     found = infer_config(zeros(CONFIGS[name], naming))

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from sam_jax.checkpoint.load import load, save
-from sam_jax.checkpoint.mobile_sam import read_mobile_sam
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.models.sam import SamModel, init, normalise
 from sam_jax.training.config import DevicesConfig, LossConfig, OptimConfig, TrainConfig
@@ -178,7 +177,7 @@ def test_a_run_begins_with_mobile_sams_decoder(mobile_sam):
     whole, _, _ = starting_point(dataclasses.replace(config, narrow_decoder=0))
     assert whole.model.decoder_mlp_width == 2048
     assert found.model.encoder_width == small.encoder_width
-    decoder = read_mobile_sam(mobile_sam)[1]
+    decoder = load(mobile_sam).params
     taken, given = variables["params"], decoder["params"]
     for part in given["mask_decoder"].keys() - {"transformer"}:
         jax.tree.map(
