@@ -2,9 +2,9 @@
 
     python -m train --config configs/finetune.py --data-root DIR --photos FOLDER 1.0
 
-starts from the bundled model unless --init-from names another (mobile_sam, vit_b, vit_l, vit_h, or a file) and
-ends with runs/finetune/model.safetensors, which sam_jax.load and every command read. FOLDER holds
-masks in any form that `python -m train.check_data DIR/FOLDER` recognises. Three ways:
+starts from the bundled model unless --init-from names another (mobile_sam, vit_b, vit_l, vit_h, or
+a file) and ends with runs/finetune/model.safetensors, which sam_jax.load and every command read.
+FOLDER holds masks in any form that `python -m train.check_data DIR/FOLDER` recognises. Three ways:
 
 Low-rank adapters on the encoder's and the decoder's attention, merged at the end: the line above.
 
