@@ -109,7 +109,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        c, n, width, length = self.config, len(x), x.shape[-1], self.window**2
+        c, n, width, length = self.config, x.shape[0], x.shape[-1], self.window**2
         heads = width // HEAD_DIM
         distances = self.param("distances", nn.initializers.zeros, (heads, length))
         y = norm(BLOCK_EPS, "norm")(x)

@@ -100,6 +100,15 @@ def test_it_is_a_model_like_any_other(sam, file, tmp_path):
     assert sam_model_registry["vit_t"](file).config == MOBILE_SAM
 
 
+def test_its_encoder_is_exported_for_any_number_of_photos(sam):
+    encode = jax.jit(lambda v, x: sam.model.apply(v, x, method="encode"))
+    some = jax.export.symbolic_shape("photos, 64, 64, 3")
+    exported = jax.export.export(encode)(sam.params, jax.ShapeDtypeStruct(some, np.float32))
+    photos = np.random.default_rng(0).standard_normal((2, 64, 64, 3)).astype(np.float32)
+    got = jax.jit(exported.call)(sam.params, photos)
+    np.testing.assert_allclose(got, encode(sam.params, photos), atol=1e-5)
+
+
 def test_a_run_can_begin_with_it(file):
     config = dataclasses.replace(
         CONFIG, init_from=str(file), optim=dataclasses.replace(CONFIG.optim, layer_decay=0.8)

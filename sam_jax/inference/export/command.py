@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         default="tiny",
         metavar="NAME",
-        help="tiny (bundled, the default), vit_b, vit_l, vit_h, or a checkpoint file or folder",
+        help="tiny (bundled, the default), mobile_sam, vit_b, vit_l, vit_h, or a checkpoint file "
+        "or folder",
     )
     add(
         "--image-size",
