@@ -56,7 +56,7 @@ def run(config: TrainConfig) -> int:
     checkpoints = Checkpoints(folder / "checkpoints", config)
     newest = checkpoints.newest()
     teacher = Teacher(config, mesh) if config.teacher else None
-    if teacher and newest is None:
+    if teacher and (newest is None or config.optim.start_share):
         variables = with_neck_like(config, variables, teacher)
     optimizer = make_optimizer(config.optim, config.model, config.total_steps)
     state, shardings = initial_state(config, variables, optimizer, mesh)
@@ -71,11 +71,12 @@ def run(config: TrainConfig) -> int:
     if config.cache_embeddings:
         cache = Cache(variables, config.model, notes, lambda: stop.asked(done))
     crops = clip and CropCache(clip, config.text, config.seed, notes, lambda: stop.asked(done))
+    start = jax.device_get(variables["params"]) if config.optim.start_share else None
     del variables  # the state has its own
     validation = open_data(config.validation, config.data_root)
     tools = Tools(
         *(watch, NanGuard(notes), checkpoints, stop, cache, crops),
-        *(skipped, validation, tower, clip, teacher),
+        *(skipped, validation, tower, clip, teacher, start),
     )
     ends = list(itertools.accumulate(stage.steps for stage in config.stages))
     try:
@@ -95,7 +96,7 @@ def run(config: TrainConfig) -> int:
     if done < config.total_steps:
         say(f"stopped at step {done}; the same command goes on from there", flush=True)
         return 130
-    write_model(config, state, mesh, tower, folder, notes)
+    write_model(trained_model(config, state, mesh, tools), folder, notes)
     return 0
 
 
@@ -144,6 +145,8 @@ class Tools:
     text_tower: Clip | None
     clip: Clip | None
     teacher: Teacher | None
+    start: dict | None
+    """The params that the run began with, where a share of them is kept."""
 
 
 class StageRun:
@@ -231,7 +234,7 @@ class StageRun:
 
     def validate(self, done: int, state: TrainState, tools: Tools) -> None:
         """Measures the weights as they would be saved now, and draws some of their masks."""
-        sam = trained_model(self.config, state, self.mesh, tools.text_tower)
+        sam = trained_model(self.config, state, self.mesh, tools)
         if sam is not None:
             settings, sheet = self.config.validation, None
             row = validate(sam, tools.validation, settings, tools.clip)
@@ -241,30 +244,30 @@ class StageRun:
             tools.watch.validation(done, row, sheet)
 
 
-def trained_model(
-    config: TrainConfig, state: TrainState, mesh, text_tower: Clip | None
-) -> Sam | None:
-    """The averaged weights, or the last ones, adapters merged; None where nobody speaks for all."""
+def trained_model(config: TrainConfig, state: TrainState, mesh, tools: Tools) -> Sam | None:
+    """The averaged weights, or the last ones, adapters merged, with their share of the first ones.
+
+    None where nobody speaks for all.
+    """
     gather = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))
     variables = {"params": state.ema or state.params, "buffers": state.buffers}
     variables = jax.device_get(gather(variables))
     if not is_chief():
         return None
     variables["params"] = jax.device_get(merged(variables["params"], config.lora))
+    if tools.start is not None:
+        share = np.float32(config.optim.start_share)
+        variables["params"] = jax.tree.map(
+            lambda first, last: share * first + (1 - share) * last,
+            tools.start,
+            variables["params"],
+        )
     plain = config.model.replace(drop_path=0.0, decoder_dropout=0.0, remat=False, scan_blocks=False)
-    return Sam(sam_model.SamModel(plain), variables, plain, config.name, text_tower)
+    return Sam(sam_model.SamModel(plain), variables, plain, config.name, tools.text_tower)
 
 
-def write_model(
-    config: TrainConfig,
-    state: TrainState,
-    mesh,
-    text_tower: Clip | None,
-    folder: epath.Path,
-    notes: Path,
-) -> None:
-    """model.safetensors in the folder: what `trained_model` gives."""
-    result = trained_model(config, state, mesh, text_tower)
+def write_model(result: Sam | None, folder: epath.Path, notes: Path) -> None:
+    """model.safetensors in the folder: what `trained_model` gave."""
     if result is None:
         return
     if "://" in str(folder):

@@ -18,8 +18,8 @@ def check(config: TrainConfig, params: dict) -> None:
       params: the model's, without adapters; only their paths and shapes count.
 
     Raises:
-      ValueError: nothing would be trained, embeddings are to be cached that training changes, or
-        processes would each copy embeddings that are kept.
+      ValueError: nothing would be trained, a share of fresh weights is to be kept, embeddings are
+        to be cached that training changes, or processes would each copy embeddings that are kept.
     """
     adapted = adapted_paths(params, config.lora) if config.lora.rank else []
     frozen = {path for path in _paths(params) if is_frozen(path, config.optim)}
@@ -27,6 +27,11 @@ def check(config: TrainConfig, params: dict) -> None:
         raise ValueError(
             "optim.frozen: these patterns freeze every parameter, and there are no adapters to "
             "train; free some, or give --lora.rank 8"
+        )
+    share = config.optim.start_share
+    if not 0 <= share < 1 or share and not config.init_from:
+        raise ValueError(
+            f"optim.start_share: expected 0, or with init_from a share below 1, got {share}"
         )
     _check_text(config)
     _check_workers(config)

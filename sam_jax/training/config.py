@@ -131,6 +131,10 @@ class OptimConfig:
     """Gradient norm above which gradients are scaled down; 0: never (the paper is silent)."""
     ema: float = 0.0
     """Decay of the averaged weights that are saved at the end; 0: the last weights are."""
+    start_share: float = 0.0
+    """With `init_from`: the share of the weights that the run begins with in those that it writes
+    and validates. Where pictures are few, an average of both is often better than either (WiSE-FT,
+    Wortsman et al. 2022)."""
 
 
 @dataclasses.dataclass(frozen=True)

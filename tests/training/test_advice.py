@@ -84,6 +84,18 @@ def test_repeated_masks_are_not_told_from_themselves(params):
     check(dataclasses.replace(text, repeat_masks=True, loss=LossConfig()), params)
 
 
+def test_a_share_of_fresh_weights_is_not_kept(params):
+    for share, begun, fits in ((0.3, "tiny", True), (0.3, "", False), (1.0, "tiny", False)):
+        config = dataclasses.replace(
+            CONFIG, init_from=begun, optim=dataclasses.replace(CONFIG.optim, start_share=share)
+        )
+        if fits:
+            check(config, params)
+            continue
+        with pytest.raises(ValueError, match="optim.start_share"):
+            check(config, params)
+
+
 def test_nothing_to_train(params):
     frozen = OptimConfig(frozen=("*",))
     with pytest.raises(ValueError, match="freeze every parameter"):

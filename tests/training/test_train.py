@@ -9,11 +9,19 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from sam_jax.models.config import TINY
+from sam_jax.training.config import OptimConfig, TrainConfig
+from sam_jax.training.sharding import make_mesh
+from sam_jax.training.step import TrainState
 from tests.conftest import hurried
+from train.__main__ import trained_model
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -96,6 +104,35 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(tmp_path):
     assert sams[0].config.image_size == 64 and sams[0].config.drop_path == 0
     for sam in sams[1:]:
         assert same_bits(sam.params, sams[0].params)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_a_share_of_the_weights_that_it_began_with_is_kept(share):
+    first, state = ({"a": {"b": np.full(3, x, np.float32)}} for x in (1.0, 5.0))
+    state = TrainState(np.int32(9), {"a": {"b": np.zeros(3)}}, {}, (), ema=state)
+    config = TrainConfig(model=TINY, optim=OptimConfig(start_share=share))
+    tools = types.SimpleNamespace(start=first if share else None, text_tower=None)
+    written = trained_model(config, state, make_mesh(devices=jax.devices()[:1]), tools).params
+    np.testing.assert_allclose(written["params"]["a"]["b"], 5 - 4 * share)
+
+
+@pytest.mark.slow
+def test_a_run_that_keeps_a_share_of_its_start(tmp_path):
+    from sam_jax.checkpoint.load import load
+
+    begin = ["--workdir", str(tmp_path), "--name", "begin", "--stages.0.steps", "2"]
+    assert run(tmp_path, *begin).returncode == 0
+    weights = []
+    for name, share in (("whole", "0"), ("shared", "0.25")):
+        more = ["--workdir", str(tmp_path), "--name", name, "--optim.start-share", share]
+        more += ["--init-from", str(tmp_path / "begin" / "model.safetensors")]
+        assert (done := run(tmp_path, *more)).returncode == 0, done.stderr
+        weights.append(load(tmp_path / name / "model.safetensors").params["params"])
+    start = load(tmp_path / "begin" / "model.safetensors").params["params"]
+    jax.tree.map(
+        lambda a, b, c: np.testing.assert_allclose(0.25 * a + 0.75 * b, c, atol=1e-6),
+        *(start, *weights),
+    )
 
 
 @pytest.mark.slow
