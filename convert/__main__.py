@@ -21,8 +21,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "src",
         metavar="SRC",
-        help="a model's name (tiny, mobile_sam, vit_b, vit_l, vit_h), a .pth, a .safetensors (this "
-        "project's or Hugging Face's), an Orbax folder or a Hugging Face folder",
+        help="a model's name (tiny, mobile_sam, vit_b, vit_l, vit_h), a .pth or .pt, a "
+        ".safetensors (this project's or Hugging Face's), an Orbax folder or a Hugging Face folder",
     )
     parser.add_argument(
         "dst",

@@ -413,6 +413,7 @@ sam_model_registry = {
     "vit_h": build_sam_vit_h,
     "vit_l": build_sam_vit_l,
     "vit_b": build_sam_vit_b,
+    "mobile_sam": build_sam_mobile_sam,
     "vit_t": build_sam_mobile_sam,  # as MobileSAM's own package calls it
     "tiny": build_sam_tiny,
 }

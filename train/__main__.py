@@ -258,7 +258,7 @@ def trained_model(config: TrainConfig, state: TrainState, mesh, tools: Tools) ->
     if tools.start is not None:
         share = np.float32(config.optim.start_share)
         variables["params"] = jax.tree.map(
-            lambda first, last: share * first + (1 - share) * last,
+            lambda first, last: last + share * (first - last),  # frozen ones to the bit
             tools.start,
             variables["params"],
         )

@@ -18,8 +18,9 @@ def check(config: TrainConfig, params: dict) -> None:
       params: the model's, without adapters; only their paths and shapes count.
 
     Raises:
-      ValueError: nothing would be trained, a share of fresh weights is to be kept, embeddings are
-        to be cached that training changes, or processes would each copy embeddings that are kept.
+      ValueError: nothing would be trained, a share of the start is to be kept where a run starts
+        from nothing, embeddings are to be cached that training changes, or processes would each
+        copy embeddings that are kept.
     """
     adapted = adapted_paths(params, config.lora) if config.lora.rank else []
     frozen = {path for path in _paths(params) if is_frozen(path, config.optim)}

@@ -256,7 +256,7 @@ def knobs(report: Report) -> list[str]:
     """What to change where a step does not fit, most useful first."""
     config, chips = report.config, report.chips
     found = []
-    if not config.model.remat:
+    if not config.model.remat and config.model.encoder == "vit":
         found.append("--model.remat True: encoder blocks are computed again in the backward pass")
     if not config.prompts.remat:
         found.append("--prompts.remat True: so are the decoder's rounds")

@@ -167,7 +167,13 @@ def sized_like(config: TrainConfig, model: SamConfig) -> TrainConfig:
     """The config with the sizes of another model, computed with as it says."""
     given = {name: getattr(config.model, name) for name in COMPUTED}
     given["draw_boxes"] = config.model.draw_boxes or model.draw_boxes
-    return dataclasses.replace(config, model=model.replace(**given))
+    try:
+        return dataclasses.replace(config, model=model.replace(**given))
+    except ValueError as error:
+        raise ValueError(
+            f"init_from: {error}; the model that it names takes no other (--model.drop-path 0, "
+            "--model.remat False, --model.scan-blocks False)"
+        ) from error
 
 
 def with_image_sizes(config: TrainConfig) -> TrainConfig:

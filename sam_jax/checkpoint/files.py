@@ -342,6 +342,9 @@ def _from_tensors(
                 raise CheckpointError(f"expected {describe(config)}, got mobile_sam")
             return Contents(from_mobile_sam(tensors, str(path)), config, "mobile_sam")
         config = _agree(expected or infer_config(tensors), expected)
+        if config.encoder != "vit":
+            found = describe(infer_config(tensors))
+            raise CheckpointError(f"expected {describe(config)}, got {found}")
         hf = any(key.startswith("vision_encoder.") for key in tensors)
         convert = names.from_hf if hf else names.from_torch
         return Contents(convert(tensors, config, str(path)), config, None)

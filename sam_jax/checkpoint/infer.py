@@ -29,6 +29,11 @@ NOT_IN_SHAPES = (
     "draw_boxes",
 )
 """Fields of a config that no tensor's shape depends on."""
+OF_A_VIT = (
+    *("encoder_width", "encoder_depth", "encoder_heads", "encoder_mlp_ratio"),
+    *("global_blocks", "window_size", "image_size"),
+)
+"""Nor on these where the encoder is MobileSAM's."""
 
 
 def infer_config(tensors: Mapping[str, np.ndarray]) -> SamConfig:
@@ -116,7 +121,10 @@ def sane(fields: Mapping[str, Any]) -> SamConfig:
 
 
 def infer_own(flat: Mapping[str, np.ndarray]) -> SamConfig:
-    """As `infer_config`, out of this project's flat names; a text head is seen too."""
+    """As `infer_config`, out of this project's flat names; a text head is seen too.
+
+    Of a model with MobileSAM's encoder all else is taken to be MobileSAM's too.
+    """
     text = flat.get("params/prompt_encoder/text_proj/kernel")
     text_width = 0 if text is None else text.shape[0]
     if TINY_VIT in flat:
@@ -178,6 +186,8 @@ def same_shapes(a: SamConfig, b: SamConfig) -> bool:
 
 
 def _bare(config: SamConfig) -> SamConfig:
+    if config.encoder == "tiny_vit":
+        config = config.replace(**{field: getattr(MOBILE_SAM, field) for field in OF_A_VIT})
     # Where the window is as large as the map, every block has a table of the same length.
     if config.window_size == config.grid:
         config = config.replace(global_blocks=tuple(range(config.encoder_depth)))
@@ -204,7 +214,10 @@ def model_name(config: SamConfig) -> str | None:
 
 def describe(config: SamConfig) -> str:
     """A model's name, or its sizes in a few words."""
-    return model_name(config) or (
+    name = model_name(config)
+    if config.encoder == "tiny_vit":
+        return name or f"a model of MobileSAM's encoder, embedding width {config.embed_dim}"
+    return name or (
         f"a model of width {config.encoder_width}, depth {config.encoder_depth}, "
         f"heads {config.encoder_heads}, image size {config.image_size}, "
         f"embedding width {config.embed_dim}"

@@ -77,7 +77,10 @@ def from_mae(
 ) -> dict:
     """As `load_mae`, from tensors by their names."""
     if config.encoder != "vit":
-        raise CheckpointError(f"{what}: an MAE's encoder is a ViT, expected {describe(config)}")
+        raise CheckpointError(
+            f"{what}: expected a model whose encoder is a ViT, as an MAE's is, got "
+            f"{describe(config)}; leave the MAE out (init_encoder)"
+        )
     tensors = {name: x for name, x in tensors.items() if not IGNORED.fullmatch(name)}
     names, own_shape = _names(config), own_shapes(config)
     patch, grid = _patch_and_grid(tensors, what)

@@ -27,10 +27,10 @@ BATCH_EPS = 1e-5
 _PARTS = {
     "patch_embed.seq.0": "stem_0",
     "patch_embed.seq.2": "stem_1",
-    "neck.0": "neck/conv_0",
-    "neck.1": "neck/norm_0",
-    "neck.2": "neck/conv_1",
-    "neck.3": "neck/norm_1",
+    "neck.0": "neck_conv1",
+    "neck.1": "neck_norm1",
+    "neck.2": "neck_conv2",
+    "neck.3": "neck_norm2",
 }
 _INNER = {
     "conv1": "expand",
@@ -159,10 +159,17 @@ def _converted(module: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.n
             for part in ("weight", "bias", "running_mean", "running_var")
         }
         scale = norm["weight"] / np.sqrt(norm["running_var"] + BATCH_EPS)
-        kernel = (kernel * scale[:, None, None, None]).transpose(2, 3, 1, 0)
+        kernel = _kernel(kernel * scale[:, None, None, None])
         return {"kernel": kernel, "bias": norm["bias"] - norm["running_mean"] * scale}
     weight = tensors[f"{module}.weight"]
     bias = {"bias": tensors[f"{module}.bias"]} if f"{module}.bias" in tensors else {}
     if weight.ndim == 1:
         return {"scale": weight, **bias}
-    return {"kernel": weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T, **bias}
+    return {"kernel": _kernel(weight), **bias}
+
+
+def _kernel(weight: np.ndarray) -> np.ndarray:
+    """[D, C, s, s] -> [s, s, C, D]; [D, C], and a convolution of single pixels, -> [C, D]."""
+    if weight.ndim == 4 and weight.shape[-1] > 1:
+        return weight.transpose(2, 3, 1, 0)
+    return weight.reshape(weight.shape[:2]).T

@@ -63,7 +63,8 @@ class SamConfig:
         if self.encoder not in ("vit", "tiny_vit"):
             raise ValueError(f"encoder: expected 'vit' or 'tiny_vit', got {self.encoder!r}")
         if self.encoder == "tiny_vit":
-            for field, only in (("patch_size", 16), ("drop_path", 0.0), ("scan_blocks", False)):
+            for field in ("patch_size", "drop_path", "remat", "scan_blocks"):
+                only = type(self).__dataclass_fields__[field].default
                 if getattr(self, field) != only:
                     raise ValueError(
                         f"{field}: expected {only} with encoder='tiny_vit', got "

@@ -99,6 +99,24 @@ class Block(nn.Module):
         return jax.lax.optimization_barrier(x)
 
 
+def neck(c: SamConfig, x: jax.Array) -> jax.Array:
+    """The end of an encoder, to be called in its module: [B, h, w, C] -> float32 [B, h, w, D]."""
+    fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
+    x = dense(c, c.embed_dim, "neck_conv1", use_bias=False, kernel_init=fan_in)(x)
+    x = norm(ENCODER_EPS, "neck_norm1")(x).astype(c.dtype)
+    x = nn.Conv(
+        c.embed_dim,
+        (3, 3),
+        padding=1,
+        use_bias=False,
+        dtype=c.dtype,
+        precision=precision(c),
+        kernel_init=fan_in,
+        name="neck_conv2",
+    )(x)
+    return norm(ENCODER_EPS, "neck_norm2")(x)
+
+
 class ImageEncoder(nn.Module):
     """Normalised images [B, H, W, 3] -> embeddings float32 [B, h, w, D], h = H / patch_size."""
 
@@ -129,7 +147,7 @@ class ImageEncoder(nn.Module):
             for i, window in enumerate(c.windows):
                 scale = None if scales is None else scales[i]
                 x = block(c, window, name=f"block_{i}")(x, scale)
-        return self._neck(x)
+        return neck(c, x)
 
     def _branch_scales(self, images: int) -> jax.Array:
         """float32 [depth, 2, B], stochastic depth: an image's branch is dropped (0) or grows."""
@@ -138,23 +156,6 @@ class ImageEncoder(nn.Module):
         keep = (1.0 - rates)[:, None, None].astype(np.float32)
         shape = (c.encoder_depth, 2, images)
         return jax.random.bernoulli(self.make_rng("drop_path"), keep, shape) / keep
-
-    def _neck(self, x: jax.Array) -> jax.Array:
-        c = self.config
-        fan_in = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal")
-        x = dense(c, c.embed_dim, "neck_conv1", use_bias=False, kernel_init=fan_in)(x)
-        x = norm(ENCODER_EPS, "neck_norm1")(x).astype(c.dtype)
-        x = nn.Conv(
-            c.embed_dim,
-            (3, 3),
-            padding=1,
-            use_bias=False,
-            dtype=c.dtype,
-            precision=precision(c),
-            kernel_init=fan_in,
-            name="neck_conv2",
-        )(x)
-        return norm(ENCODER_EPS, "neck_norm2")(x)
 
 
 def _loop_over_blocks(c: SamConfig, params: dict, x: jax.Array, scales: jax.Array | None):

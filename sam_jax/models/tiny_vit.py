@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from sam_jax.models.config import SamConfig
-from sam_jax.models.image_encoder import join_windows, partition_windows
-from sam_jax.models.layers import ENCODER_EPS, dense, gelu, norm, precision
+from sam_jax.models.image_encoder import join_windows, neck, partition_windows
+from sam_jax.models.layers import dense, gelu, norm, precision
 
 WIDTHS, DEPTHS = (64, 128, 160, 320), (2, 2, 6, 2)
 WINDOWS = (0, 7, 14, 7)
@@ -42,11 +42,19 @@ class TinyViT(nn.Module):
                 f"{images.shape}"
             )
         x = images.astype(c.dtype)
-        x = Conv(c, WIDTHS[0] // 2, 3, 2, name="stem_0")(x)
-        x = Conv(c, WIDTHS[0], 3, 2, name="stem_1")(gelu(x))
+        for i, width in enumerate((WIDTHS[0] // 2, WIDTHS[0])):
+            x = nn.Conv(
+                width,
+                (3, 3),
+                strides=2,
+                padding=1,
+                dtype=c.dtype,
+                precision=precision(c),
+                name=f"stem_{i}",
+            )(gelu(x) if i else x)
         for i in range(len(WIDTHS)):
             x = Stage(c, i, name=f"stage_{i}")(x)
-        return Neck(c, name="neck")(x)
+        return neck(c, x)
 
 
 class Stage(nn.Module):
@@ -70,7 +78,7 @@ class Stage(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """Three convolutions: of the channels, of each channel by itself, of the channels."""
+    """Channels mixed, a convolution of each by itself, channels mixed."""
 
     config: SamConfig
     hidden: int
@@ -79,9 +87,9 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = gelu(Conv(self.config, self.hidden, 1, name="expand")(x))
+        y = gelu(dense(self.config, self.hidden, "expand")(x))
         y = gelu(Depthwise(self.stride, name="depthwise")(y))
-        return Conv(self.config, self.width, 1, name="project")(y)
+        return dense(self.config, self.width, "project")(y)
 
 
 class Block(nn.Module):
@@ -125,54 +133,6 @@ class Attention(nn.Module):
         return dense(c, width, "proj")(y.reshape(n, self.window, self.window, width))
 
 
-class Neck(nn.Module):
-    """SAM's: two convolutions, each with a norm after it."""
-
-    config: SamConfig
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c = self.config
-        x = Conv(c, c.embed_dim, 1, use_bias=False, name="conv_0")(x)
-        x = norm(ENCODER_EPS, "norm_0")(x).astype(c.dtype)
-        x = Conv(c, c.embed_dim, 3, use_bias=False, name="conv_1")(x)
-        return norm(ENCODER_EPS, "norm_1")(x)
-
-
-class Conv(nn.Module):
-    """A convolution by a kernel [s, s, C, D], s odd, with as many zeros on all sides."""
-
-    config: SamConfig
-    features: int
-    size: int
-    stride: int = 1
-    use_bias: bool = True
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        c, shape = self.config, (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
-        if self.size == 1:
-            y = jnp.matmul(
-                x,
-                kernel[0, 0].astype(x.dtype),
-                precision=precision(c),
-                preferred_element_type=jnp.float32,
-            )
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel.astype(x.dtype),
-                (self.stride, self.stride),
-                [(self.size // 2, self.size // 2)] * 2,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                precision=precision(c),
-            )
-        if self.use_bias:
-            y = y + self.param("bias", nn.initializers.zeros, (self.features,))
-        return y.astype(x.dtype)
-
-
 class Depthwise(nn.Module):
     """A convolution of each channel by itself, 3 x 3, as a sum of nine shifted maps.
 
@@ -184,7 +144,7 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         h, w, width = x.shape[1:]
-        kernel = self.param("kernel", nn.initializers.he_normal(-1, -2), (3, 3, 1, width))
+        kernel = self.param("kernel", nn.initializers.he_normal(), (3, 3, 1, width))
         bias = self.param("bias", nn.initializers.zeros, (width,))
         padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         shifted = (

@@ -121,6 +121,7 @@ class OptimConfig:
     muon_lr: float = 5e-3
     """Rate of Muon's matrices, scaled as AdamW's updates are (RMS 0.2); scheduled like `lr`."""
     layer_decay: float = 0.8
+    """Each encoder block's rate is this times the next one's; not in MobileSAM's encoder."""
     frozen: tuple[str, ...] = ()
     """Parameters whose path matches one of these patterns ("image_encoder/*") do not change."""
     warmup: int = 250
@@ -237,10 +238,10 @@ class TrainConfig:
     init_encoder: str = ""
     """An MAE checkpoint for the image encoder (`sam_jax.checkpoint.mae`); the rest is fresh."""
     init_decoder: str = ""
-    """A model's name or file, whose prompt encoder and mask decoder come in the
-    place of those that `init_from` or chance gives, with their sizes; the image encoder's neck is
-    then fresh where the embedding's width differs, and boxes are drawn if that decoder is used to
-    it or `model.draw_boxes` is on."""
+    """A model's name or file, whose prompt encoder and mask decoder come in the place of those that
+    `init_from` or chance gives, with their sizes; the image encoder's neck is then fresh where the
+    embedding's width differs, and boxes are drawn if that decoder is used to it or
+    `model.draw_boxes` is on."""
     narrow_decoder: int = 0
     """With `init_decoder`: its MLPs keep so many of their units, those of the largest weights, for
     a smaller file; 0: all."""

@@ -89,7 +89,10 @@ def structured_start(variables: dict, config: SamConfig, seed: int = 0) -> dict:
       ValueError: the model's encoder is MobileSAM's.
     """
     if config.encoder != "vit":
-        raise ValueError("structured_start: expected a model whose encoder is a ViT")
+        raise ValueError(
+            "structured_start: expected a model whose encoder is a ViT, got MobileSAM's; leave it "
+            "out (--no-structured-start)"
+        )
     rng = np.random.default_rng(seed)
     params = jax.tree.map(lambda x: x, variables["params"])
     encoder, decoder = params["image_encoder"], params["mask_decoder"]

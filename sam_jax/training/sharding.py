@@ -24,6 +24,8 @@ RULES: tuple[tuple[str, int], ...] = (
     ("*/proj/kernel", -2),
     ("*/out_proj/kernel", -2),
     ("*/neck_conv*/kernel", -1),
+    ("*/expand/kernel", -1),
+    ("*/project/kernel", -2),
     ("*/patch_embed/kernel", -1),
     ("*/pos_embed", -1),
 )

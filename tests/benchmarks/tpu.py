@@ -96,7 +96,12 @@ def main() -> int:
         description=__doc__.splitlines()[0], prog="python -m tests.benchmarks.tpu"
     )
     parser.add_argument("--topology", default="v5e:1x1")
-    parser.add_argument("--model", nargs="+", default=["vit_b", "vit_h"], choices=list(CONFIGS))
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        default=["vit_b", "vit_h"],
+        choices=[name for name, c in CONFIGS.items() if c.encoder == "vit"],
+    )
     parser.add_argument("--stage", nargs="+", default=list(STAGES), choices=STAGES)
     args = parser.parse_args()
     for name, value in QUIET.items():

@@ -1,5 +1,6 @@
 """MobileSAM's file: its encoder beside PyTorch's layers, its decoder, what is refused."""
 
+import argparse
 import dataclasses
 
 import jax
@@ -7,22 +8,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sam_jax.checkpoint.fetch import RELEASED, Released, sha256
 from sam_jax.checkpoint.load import load, save
 from sam_jax.checkpoint.mae import from_mae
 from sam_jax.checkpoint.names import shapes, to_torch
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.compat import sam_model_registry
+from sam_jax.inference.export.command import run
 from sam_jax.inference.generator import MaskGenerator
 from sam_jax.inference.predictor import Predictor
 from sam_jax.models.config import MOBILE_SAM, TINY, VIT_B
+from sam_jax.models.sam import init
+from sam_jax.training.config import LoraConfig
 from sam_jax.training.flops import encoder_flops
+from sam_jax.training.lora import adapted_paths
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.scratch import structured_start
+from sam_jax.training.sharding import make_mesh, state_shardings
 from sam_jax.training.step import init_state, make_step
 from tests.mobile_sam import embed, tensors
 from tests.small import variables
-from tests.training.test_step import CONFIG, STAGE, make_batch
+from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
+from train.compile_check import resolved
 from train.start import starting_point
 
 
@@ -109,11 +117,47 @@ def test_its_encoder_is_exported_for_any_number_of_photos(sam):
     np.testing.assert_allclose(got, encode(sam.params, photos), atol=1e-5)
 
 
+def test_fresh_ones_keep_what_they_see():
+    params = init(MOBILE_SAM, jax.random.key(0))["params"]["image_encoder"]
+    for kernel in (params["stage_1"]["block_0"]["local"], params["stage_0"]["merge"]["depthwise"]):
+        assert kernel["kernel"].std() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+
+
+def test_it_is_fetched_and_found_by_name(file, sam, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAM_JAX_CACHE", str(tmp_path))
+    known = Released(RELEASED["mobile_sam"].url, sha256(file))
+    monkeypatch.setitem(RELEASED, "mobile_sam", known)
+    (tmp_path / "mobile_sam.pt").write_bytes(file.read_bytes())
+    found = load("mobile_sam")
+    assert found.config == MOBILE_SAM and (tmp_path / "mobile_sam.safetensors").is_file()
+    jax.tree.map(np.testing.assert_array_equal, dict(found.params), dict(sam.params))
+
+
+def test_adapters_and_devices_find_their_places(sam):
+    adapters = LoraConfig(rank=2)
+    paths = adapted_paths(sam.params["params"], adapters)
+    assert sum("image_encoder" in path for path in paths) == 2 * (2 + 6 + 2)
+    mesh = make_mesh(2, jax.devices()[:2])
+    encoder = sam.params["params"]["image_encoder"]
+    whole = [
+        x.size
+        for x, placed in zip(
+            jax.tree.leaves(encoder),
+            jax.tree.leaves(state_shardings(mesh, {"params": {"image_encoder": encoder}})),
+            strict=True,
+        )
+        if placed.is_fully_replicated
+    ]
+    assert sum(whole) < 0.03 * sum(x.size for x in jax.tree.leaves(encoder))
+
+
 def test_a_run_can_begin_with_it(file):
     config = dataclasses.replace(
         CONFIG, init_from=str(file), optim=dataclasses.replace(CONFIG.optim, layer_decay=0.8)
     )
+    sized = resolved(config).model
     config, start, _ = starting_point(config)
+    assert config.model == sized
     assert config.model.encoder == "tiny_vit" and config.model.image_size == 1024
     stage = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0)
     optimizer = make_optimizer(config.optim, config.model, 10)
@@ -121,7 +165,7 @@ def test_a_run_can_begin_with_it(file):
     state, metrics = make_step(config, stage, optimizer)(state, make_batch(), jax.random.key(1))
     assert np.isfinite(metrics["loss"])
     before, after = (p["image_encoder"] for p in (start["params"], state.params))
-    for part in ("stem_0", "stage_0", "stage_3", "neck"):
+    for part in ("stem_0", "stage_0", "stage_3", "neck_conv2"):
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), before[part], after[part])
         assert all(jax.tree.leaves(moved)), moved
 
@@ -130,10 +174,15 @@ def test_other_files_are_told_apart_and_refused(made, file, tmp_path):
     other = tmp_path / "other.pth"
     write_pth(other, to_torch(variables()))
     assert load(other).config.encoder == "vit"
-    with pytest.raises(CheckpointError, match="mobile_sam"):
+    with pytest.raises(CheckpointError, match="expected mobile_sam, got a model of width"):
         load(other, config=MOBILE_SAM)
     with pytest.raises(CheckpointError, match="expected vit_b, got mobile_sam"):
         load(file, config=VIT_B)
+    # No parameter depends on these.
+    assert load(file, config=MOBILE_SAM.replace(image_size=512)).config.image_size == 512
+    narrow = MOBILE_SAM.replace(embed_dim=128)
+    with pytest.raises(CheckpointError, match="MobileSAM's encoder, embedding width 128"):
+        load(file, config=narrow)
     strange = tmp_path / "strange.pt"
     write_pth(strange, made | {"image_encoder.layers.9.weight": np.ones(3, np.float32)})
     with pytest.raises(CheckpointError, match=r"layers\.9"):
@@ -163,9 +212,16 @@ def test_what_only_a_vit_has_is_refused(sam, file, tmp_path):
         from_mae({}, MOBILE_SAM, jax.random.key(0))
     with pytest.raises(ValueError, match="structured_start"):
         structured_start(sam.params, MOBILE_SAM)
-    for field, value in (("patch_size", 8), ("drop_path", 0.1), ("scan_blocks", True)):
+    asked = {"patch_size": 8, "drop_path": 0.1, "remat": True, "scan_blocks": True}
+    for field, value in asked.items():
         with pytest.raises(ValueError, match=field):
             MOBILE_SAM.replace(**{field: value})
+    small = dataclasses.replace(CONFIG, init_from=str(file), model=SMALL.replace(drop_path=0.1))
+    with pytest.raises(ValueError, match="init_from: drop_path.*--model.drop-path 0"):
+        starting_point(small)
+    export = argparse.Namespace(out=str(tmp_path / "x"), web=None, model=file, precision="int8")
+    with pytest.raises(ValueError, match="--precision"):
+        run(export)
     with pytest.raises(ValueError, match="encoder: expected"):
         TINY.replace(encoder="resnet")
     with pytest.raises(ValueError, match="multiples of 16"):

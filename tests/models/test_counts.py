@@ -6,7 +6,12 @@ import pytest
 from sam_jax.models.config import CONFIGS
 from sam_jax.models.sam import init
 
-ENCODERS = {"vit_b": 89_670_912, "vit_l": 308_278_272, "vit_h": 637_026_048}
+ENCODERS = {
+    "mobile_sam": 5_738_964,
+    "vit_b": 89_670_912,
+    "vit_l": 308_278_272,
+    "vit_h": 637_026_048,
+}
 
 
 def count(tree) -> int:

@@ -60,7 +60,7 @@ def run(tmp_path, *more, without_libtpu=False):
 
 def test_the_sizes_are_those_of_what_a_run_starts_from(tmp_path):
     config = runpy.run_path(str(ROOT / "configs" / "finetune.py"))["config"]()
-    for name, size in (("tiny", 512), ("vit_b", 1024)):
+    for name, size in (("tiny", 512), ("mobile_sam", 1024), ("vit_b", 1024)):
         found = resolved(dataclasses.replace(config, init_from=name))
         assert found.model.encoder_width == CONFIGS[name].encoder_width
         assert batch_shapes(found, found.stages[0])["image"].shape[1:3] == (size, size)

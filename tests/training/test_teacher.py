@@ -9,6 +9,7 @@ import pytest
 
 from sam_jax.checkpoint.load import load, save
 from sam_jax.checkpoint.pth import write_pth
+from sam_jax.models.config import MOBILE_SAM
 from sam_jax.models.sam import SamModel, init, normalise
 from sam_jax.training.config import DevicesConfig, LossConfig, OptimConfig, TrainConfig
 from sam_jax.training.losses import teacher_loss
@@ -165,6 +166,21 @@ def test_mobile_sam_sees_the_photo_as_pytorch_does(mobile_sam):
     normal[:, :, 48:] = 0
     want = embed(tensors(), normal.astype(np.float32))
     assert np.abs(got["teacher"] - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_mobile_sam_can_learn_too(teacher_file):
+    """Its fresh neck begins with the teacher's mean and deviation as a ViT's does."""
+    learner = MOBILE_SAM.replace(embed_dim=16, image_size=64)
+    wide = small_sam(SMALL.replace(patch_size=16, window_size=2, image_size=64))
+    path = teacher_file.with_name("sixteen.safetensors")
+    save(wide, path)
+    stage = dataclasses.replace(STAGE, image_size=64)
+    config = dataclasses.replace(
+        TAUGHT, teacher=str(path), model=learner, scenes=1.0, data_root="none", stages=(stage,)
+    )
+    found = with_neck_like(config, init(learner, jax.random.key(0)), taught_by(path, learner))
+    norm = found["params"]["image_encoder"]["neck_norm2"]
+    assert (norm["scale"] != 1).all() and (norm["bias"] != 0).all()
 
 
 def test_a_run_begins_with_mobile_sams_decoder(mobile_sam):

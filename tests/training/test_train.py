@@ -116,6 +116,15 @@ def test_a_share_of_the_weights_that_it_began_with_is_kept(share):
     np.testing.assert_allclose(written["params"]["a"]["b"], 5 - 4 * share)
 
 
+def test_what_was_frozen_is_kept_to_the_bit():
+    still = {"a": np.random.default_rng(0).standard_normal(99).astype(np.float32)}
+    state = TrainState(np.int32(9), still, {}, (), ema={})
+    config = TrainConfig(model=TINY, optim=OptimConfig(start_share=0.3))
+    tools = types.SimpleNamespace(start=still, text_tower=None)
+    written = trained_model(config, state, make_mesh(devices=jax.devices()[:1]), tools).params
+    np.testing.assert_array_equal(written["params"]["a"], still["a"])
+
+
 @pytest.mark.slow
 def test_a_run_that_keeps_a_share_of_its_start(tmp_path):
     from sam_jax.checkpoint.load import load
