@@ -14,7 +14,14 @@ def config() -> TrainConfig:
     """The bundled model's recipe."""
     return TrainConfig(
         name="tiny",
-        model=TINY.replace(drop_path=0.05, draw_boxes=False),
+        # The decoder was smaller then (`configs/tiny_teacher.py`).
+        model=TINY.replace(
+            embed_dim=128,
+            decoder_mlp_width=512,
+            iou_head_width=128,
+            draw_boxes=False,
+            drop_path=0.05,
+        ),
         stages=(
             # Large masks first: easier to find than small ones while nothing is known.
             Stage(600, 256, 12, 8, 0, 0, min_mask_pixels=250, scale_range=(0.8, 1.6)),

@@ -113,9 +113,7 @@ TINY = SamConfig(
     (2, 5, 7),
     image_size=512,
     window_size=8,
-    embed_dim=128,
-    decoder_mlp_width=512,
-    iou_head_width=128,
+    decoder_mlp_width=1400,
     draw_boxes=True,
 )
 

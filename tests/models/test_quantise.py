@@ -41,7 +41,8 @@ def test_kernels_are_rounded_by_column(rounded):
         [bytes_of(part(x.params)) for x in (rounded, exact)]
         for part in (lambda p: p, lambda p: p["params"]["image_encoder"])
     )
-    assert encoder[0] < 0.4 * encoder[1] and whole[0] < whole[1]
+    # The neck's convolution is not rounded.
+    assert encoder[0] < 0.45 * encoder[1] and whole[0] < whole[1]
     decoder = "mask_decoder"
     assert bytes_of(rounded.params["params"][decoder]) == bytes_of(exact.params["params"][decoder])
 
