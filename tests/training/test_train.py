@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 
 from sam_jax.models.config import TINY
-from sam_jax.training.config import OptimConfig, TrainConfig
+from sam_jax.training.config import LoraConfig, OptimConfig, TrainConfig
+from sam_jax.training.lora import add_adapters
 from sam_jax.training.sharding import make_mesh
 from sam_jax.training.step import TrainState
 from tests.conftest import hurried
+from tests.small import small_sam
 from train.__main__ import trained_model
 
 ROOT = Path(__file__).parents[2]
@@ -123,6 +125,18 @@ def test_what_was_frozen_is_kept_to_the_bit():
     tools = types.SimpleNamespace(start=still, text_tower=None)
     written = trained_model(config, state, make_mesh(devices=jax.devices()[:1]), tools).params
     np.testing.assert_array_equal(written["params"]["a"], still["a"])
+
+
+def test_a_share_is_kept_of_what_has_adapters():
+    lora = LoraConfig(rank=2)
+    start = jax.device_get(small_sam().params["params"])
+    adapted = add_adapters(start, lora, jax.random.key(0))
+    state = TrainState(np.int32(9), adapted, {}, (), ema={})
+    config = TrainConfig(model=TINY, lora=lora, optim=OptimConfig(start_share=0.3))
+    tools = types.SimpleNamespace(start=start, text_tower=None)
+    written = trained_model(config, state, make_mesh(devices=jax.devices()[:1]), tools).params
+    # Fresh adapters add nothing.
+    jax.tree.map(np.testing.assert_array_equal, written["params"], start)
 
 
 @pytest.mark.slow
