@@ -89,6 +89,11 @@ def _check_teacher(config: TrainConfig, free: list[str], still: bool) -> None:
             "teacher: goes together with loss.teacher_weight; give both (--teacher FILE "
             "--loss.teacher-weight 1) or neither"
         )
+    if config.teacher_enlarge < 1 or config.teacher_enlarge > 1 and not config.teacher:
+        raise ValueError(
+            "teacher_enlarge: expected a whole number from 1 on, above 1 together with teacher, "
+            f"got {config.teacher_enlarge}"
+        )
     if config.narrow_decoder < 0 or config.narrow_decoder and not config.init_decoder:
         raise ValueError(
             "narrow_decoder: expected a number of units together with init_decoder, got "

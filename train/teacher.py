@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,7 @@ class Teacher:
 
     Args:
       config: the run's. Of its model the sizes must be the teacher's, and products are computed in
-        its dtype; images go through in `devices.accumulate` parts.
+        its dtype; images go through in `devices.accumulate` parts, enlarged by `teacher_enlarge`.
       mesh: of the devices; each has the teacher's parameters, and its share of the images.
 
     Raises:
@@ -32,7 +33,7 @@ class Teacher:
     def __init__(self, config: TrainConfig, mesh: Mesh) -> None:
         model, self._mesh = config.model, mesh
         try:
-            params, encode = _encoder(config.teacher, model.dtype)
+            params, encode = _encoder(config.teacher, model.dtype, config.teacher_enlarge)
             side = model.image_size
             image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.uint8)
             size = jax.ShapeDtypeStruct((1, 2), jnp.int32)
@@ -93,14 +94,18 @@ class Teacher:
         return mean, deviation
 
 
-def _encoder(name: str, dtype: str) -> tuple[dict, Callable]:
+def _encoder(name: str, dtype: str, enlarge: int) -> tuple[dict, Callable]:
     """Parameters, and (parameters, uint8 images, their sizes) -> embeddings."""
     sam = load(name, dtype=dtype)
     config = sam.config
 
     def encode(params, images, image_hw):
-        variables = {"params": params}
-        return SamModel(config).apply(variables, normalise(images, image_hw), method="encode")
+        b, h, w, _ = images.shape
+        large = (b, h * enlarge, w * enlarge, 3)
+        images = jax.image.resize(images.astype(jnp.float32), large, "linear")
+        images = normalise(images, image_hw * enlarge)
+        found = SamModel(config).apply({"params": params}, images, method="encode")
+        return nn.avg_pool(found, (enlarge, enlarge), (enlarge, enlarge))
 
     return jax.device_get({"image_encoder": sam.params["params"]["image_encoder"]}), encode
 

@@ -248,6 +248,9 @@ class TrainConfig:
     teacher: str = ""
     """A model's name or file, whose embeddings of the training pictures are learned
     (`loss.teacher_weight`); its embedding has the width and the patch size of this model's."""
+    teacher_enlarge: int = 1
+    """The teacher sees the pictures so many times as large as the model that learns, and its
+    embedding is averaged down: at 2 one that is used to 1024 px teaches a model of 512."""
     cache_embeddings: bool = False
     """With a frozen encoder: encode every picture once, before training, and keep the results."""
     structured_start: bool = False

@@ -157,6 +157,35 @@ def test_teachers_are_models_of_this_project_or_mobile_sam(teacher_file, mobile_
         taught_by("nowhere.pt", wide)
 
 
+def test_a_teacher_can_look_closer(teacher_file):
+    """Pictures twice as large, which it is made for, its embedding averaged down; padding stays."""
+    small = SMALL.replace(image_size=SMALL.image_size // 2)
+    rng = np.random.default_rng(0)
+    image = np.kron(rng.integers(0, 256, (1, 4, 4, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    batch = {"image": image, "image_hw": np.array([[16, 10]])}
+    config = dataclasses.replace(TAUGHT, teacher=str(teacher_file), model=small, teacher_enlarge=2)
+    got = Teacher(config, make_mesh(devices=jax.devices()[:1]))(batch)["teacher"]
+    sam = load(teacher_file)
+    large = np.stack([twice(image[0, ..., c]) for c in range(3)], -1)[None]
+    normal = np.array(normalise(jnp.asarray(large), np.array([[32, 20]])))
+    assert (normal[:, :, 20:] == 0).all()
+    want = sam.model.apply(sam.params, normal, method="encode")
+    want = np.asarray(want).reshape(1, 2, 2, 2, 2, -1).mean((2, 4))
+    np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def twice(channel):
+    """Twice as large, between the middles of pixels, as the outermost ones beyond them."""
+    for axis in (0, 1):
+        n = channel.shape[axis]
+        at = np.clip((np.arange(2 * n) + 0.5) / 2 - 0.5, 0, n - 1)
+        low = np.floor(at).astype(int)
+        high = np.minimum(low + 1, n - 1)
+        share = (at - low).reshape((-1, 1) if axis == 0 else (1, -1))
+        channel = channel.take(low, axis) * (1 - share) + channel.take(high, axis) * share
+    return channel.astype(np.float32)
+
+
 @pytest.mark.torch
 def test_mobile_sam_sees_the_photo_as_pytorch_does(mobile_sam):
     wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
@@ -275,6 +304,7 @@ def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teac
         ({"optim": OptimConfig()}, "optim.frozen: no mask is learned"),
         ({"teacher": "", "loss": LossConfig(0.0, 0.0, 0.0)}, "so that nothing is learned"),
         ({"optim": OptimConfig(frozen=("image_encoder/*",))}, "teacher: teaches the encoder"),
+        ({"teacher_enlarge": 0}, "teacher_enlarge: expected .* from 1 on.*, got 0"),
         ({"narrow_decoder": 8}, "narrow_decoder: expected .* together with init_decoder, got 8"),
     ],
 )
