@@ -95,7 +95,10 @@ class Teacher:
 
 
 def _encoder(name: str, dtype: str, enlarge: int) -> tuple[dict, Callable]:
-    """Parameters, and (parameters, uint8 images, their sizes) -> embeddings."""
+    """Parameters, and (parameters, uint8 images, their sizes) -> embeddings.
+
+    Enlarging mixes the outermost pixels of a photo with the padding beside them.
+    """
     sam = load(name, dtype=dtype)
     config = sam.config
 

@@ -305,6 +305,10 @@ def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teac
         ({"teacher": "", "loss": LossConfig(0.0, 0.0, 0.0)}, "so that nothing is learned"),
         ({"optim": OptimConfig(frozen=("image_encoder/*",))}, "teacher: teaches the encoder"),
         ({"teacher_enlarge": 0}, "teacher_enlarge: expected .* from 1 on.*, got 0"),
+        (
+            {"teacher": "", "loss": LossConfig(), "teacher_enlarge": 2},
+            "teacher_enlarge: expected .* together with teacher, got 2",
+        ),
         ({"narrow_decoder": 8}, "narrow_decoder: expected .* together with init_decoder, got 8"),
     ],
 )
