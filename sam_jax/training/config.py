@@ -67,6 +67,9 @@ class PromptConfig:
     """The first prompt and how masks are fed back (`sam_jax.training.prompts`)."""
 
     box_probability: float = 0.5
+    centre_probability: float = 0.0
+    """Share of first clicks in the middle of a mask, as users and evaluations click; the rest lie
+    anywhere in it, as all of the paper's do."""
     box_noise: float = 0.1
     box_noise_most: float = 20.0
     """Pixels at an image size of 1024; scaled with the image size."""

@@ -39,8 +39,34 @@ def first_point(key: jax.Array, target: jax.Array, side: int) -> jax.Array:
 
     A mask too small to cover half of any cell is clicked where it covers most.
     """
+    return sample_point(key, _covered(target), side)
+
+
+def centre_point(target: jax.Array, side: int) -> jax.Array:
+    """The point [..., 2] of each true mask [..., G, G] that lies deepest in it.
+
+    The first click of the paper's evaluation (section D.1): the middle of the cell that is farthest
+    (Euclidean) from every cell outside; what lies beyond the grid counts as outside. An empty
+    mask counts as a full one.
+    """
+    region = _covered(target)
+    grid = region.shape[-1]
+    place = jnp.arange(grid)
+    before = jax.lax.cummax(jnp.where(region, -1, place), axis=region.ndim - 1)
+    after = jax.lax.cummin(jnp.where(region, grid, place), axis=region.ndim - 1, reverse=True)
+    across = jnp.minimum(place - before, after - place)
+    # The nearest cell outside lies in some row, or beyond the first or last.
+    rows = jnp.square(place[:, None] - place)[..., None]
+    squared = (rows + jnp.square(across)[..., None, :, :]).min(-2)
+    squared = jnp.minimum(squared, jnp.square(jnp.minimum(place + 1, grid - place))[:, None])
+    cell = jnp.argmax(squared.reshape(*squared.shape[:-2], grid * grid), -1)
+    return (jnp.stack([cell % grid, cell // grid], -1) + 0.5) * (side / grid) - 0.5
+
+
+def _covered(target):
+    """The cells [..., G, G] at least half covered; of what covers none so far, the fullest."""
     peak = target.max((-2, -1), keepdims=True)
-    return sample_point(key, target >= jnp.minimum(peak, 0.5), side)
+    return target >= jnp.minimum(peak, 0.5)
 
 
 def noisy_box(

@@ -44,6 +44,11 @@ def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
     kind_key, point_key, box_key = jax.random.split(key, 3)
     b, n = batch["mask_valid"].shape
     point = simulator.first_point(point_key, batch["masks"], side)
+    if config.prompts.centre_probability:
+        centre_key = jax.random.fold_in(kind_key, 3)
+        in_centre = jax.random.bernoulli(centre_key, config.prompts.centre_probability, (b, n))
+        centre = simulator.centre_point(batch["masks"], side)
+        point = jnp.where(in_centre[..., None], centre, point)
     box = simulator.noisy_box(
         box_key,
         batch["boxes_xyxy"],

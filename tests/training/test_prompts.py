@@ -3,7 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
+from sam_jax.ops.clicks import interior_distance
 from sam_jax.training import prompts
 
 SIDE, GRID = 64, 16
@@ -32,6 +34,23 @@ def test_first_click_of_a_mask_smaller_than_a_cell():
     target = jnp.zeros((GRID, GRID)).at[3, 9].set(0.2).at[3, 10].set(0.1)
     point = prompts.first_point(jax.random.key(1), target, SIDE)
     assert cells(point).tolist() == [9, 3]
+
+
+def test_the_centre_is_where_evaluation_clicks():
+    rng = np.random.default_rng(0)
+    blobs = ndimage.gaussian_filter(rng.normal(size=(40, GRID, GRID)), (0, 2, 2)) > 0.03
+    blobs[0] = True  # the whole frame: its edge counts as the mask's
+    points = prompts.centre_point(jnp.asarray(blobs, jnp.float32), SIDE)
+    x, y = cells(points).T
+    np.testing.assert_array_equal((np.asarray(points) + 0.5) % CELL, CELL / 2)
+    for i, blob in enumerate(blobs):
+        depth = ndimage.distance_transform_edt(np.pad(blob, 1))[1:-1, 1:-1]
+        assert depth[y[i], x[i]] == interior_distance(blob)[0]
+
+
+def test_the_centre_of_a_mask_smaller_than_a_cell():
+    target = jnp.zeros((GRID, GRID)).at[3, 9].set(0.2).at[3, 10].set(0.1)
+    assert cells(prompts.centre_point(target, SIDE)).tolist() == [9, 3]
 
 
 def test_corrective_clicks_fall_on_errors_and_say_which():

@@ -19,6 +19,7 @@ from sam_jax.training.config import (
 )
 from sam_jax.training.lora import add_adapters
 from sam_jax.training.optim import make_optimizer
+from sam_jax.training.prompts import centre_point
 from sam_jax.training.step import batch_loss, first_prompts, init_state, make_step
 
 SMALL = SamConfig(
@@ -205,6 +206,22 @@ def test_four_of_five_first_boxes_are_drawn_where_the_model_draws():
     inside = np.asarray(drawn.masks)[is_box] > 0
     cells = (np.diff(np.asarray(drawn.points)[is_box][:, :2], axis=1)[:, 0] + 1) / 2
     np.testing.assert_allclose(inside.sum((1, 2)), cells.prod(1), atol=15)
+
+
+def test_first_clicks_lie_in_the_centre_where_asked():
+    batch = {k: jnp.asarray(v) for k, v in make_batch().items()}
+    batch["masks"] = batch["masks"].astype(jnp.float32)
+    centre = centre_point(batch["masks"], STAGE.image_size)
+
+    def share(probability):
+        prompts = PromptConfig(box_probability=0.0, centre_probability=probability)
+        config = dataclasses.replace(CONFIG, prompts=prompts)
+        found = [first_prompts(jax.random.key(i), batch, config, STAGE).points for i in range(60)]
+        return np.mean([(f[:, :, 0] == centre).all(-1) for f in found])
+
+    assert share(0.0) == 0
+    assert share(1.0) == 1
+    assert 0.3 < share(0.5) < 0.7
 
 
 def test_boxes_train_all_masks_on_a_finer_grid(variables):
