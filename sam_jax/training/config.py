@@ -68,8 +68,8 @@ class PromptConfig:
 
     box_probability: float = 0.5
     centre_probability: float = 0.0
-    """Share of first clicks in the middle of a mask, as users and evaluations click; the rest lie
-    anywhere in it, as all of the paper's do."""
+    """Share of first clicks in the middle of a mask, where the paper's evaluation clicks; the rest
+    lie anywhere in it, as all do in the paper's training."""
     box_noise: float = 0.1
     box_noise_most: float = 20.0
     """Pixels at an image size of 1024; scaled with the image size."""
