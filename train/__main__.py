@@ -195,6 +195,7 @@ class StageRun:
         config, watch, guard = self.config, tools.watch, tools.guard
         size, metrics = config.stages[self.number].batch_size, None
         key, history, stopping = jax.random.key(config.seed + 1), [], False
+        teacher_key = jax.random.key(config.seed + 2)
         step = None
         watch.restart_clock()
         last = config.total_steps
@@ -203,7 +204,7 @@ class StageRun:
             watch.trace(done, metrics)
             placed = global_batch(self.mesh, batch)
             if tools.teacher:
-                placed = tools.teacher(placed)
+                placed = tools.teacher(placed, jax.random.fold_in(teacher_key, done))
             step = step or compile_ahead(self.step, state, placed, key)
             state, metrics = step(state, placed, key)
             done += 1

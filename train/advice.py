@@ -81,14 +81,32 @@ def _check_workers(config: TrainConfig) -> None:
             )
 
 
+def _check_answers(config: TrainConfig) -> None:
+    """Refuses answers to prompts that a teacher cannot be asked."""
+    if not config.loss.of_masks:
+        raise ValueError(
+            "loss.answers_weight: goes with focal_weight, dice_weight or iou_weight, which weigh "
+            "the terms of the answers too, and these are all 0"
+        )
+    if config.text.clip:
+        raise ValueError("loss.answers_weight: a teacher does not answer texts; leave text.clip")
+    if config.cache_embeddings:
+        raise ValueError(
+            "loss.answers_weight: the teacher looks at the pictures, and cache_embeddings keeps "
+            "embeddings in their place; leave one of them out"
+        )
+
+
 def _check_teacher(config: TrainConfig, free: list[str], still: bool) -> None:
     """Refuses a teacher that nobody listens to, and decoders that nothing but decay changes."""
     loss = config.loss
-    if bool(config.teacher) != bool(loss.teacher_weight):
+    if bool(config.teacher) != bool(loss.teacher_weight or loss.answers_weight):
         raise ValueError(
-            "teacher: goes together with loss.teacher_weight; give both (--teacher FILE "
-            "--loss.teacher-weight 1) or neither"
+            "teacher: goes together with loss.teacher_weight or loss.answers_weight; give both "
+            "(--teacher FILE --loss.teacher-weight 1) or neither"
         )
+    if loss.answers_weight:
+        _check_answers(config)
     if config.teacher_enlarge < 1 or config.teacher_enlarge > 1 and not config.teacher:
         raise ValueError(
             "teacher_enlarge: expected a whole number from 1 on, above 1 together with teacher, "
@@ -99,10 +117,10 @@ def _check_teacher(config: TrainConfig, free: list[str], still: bool) -> None:
             "narrow_decoder: expected a number of units together with init_decoder, got "
             f"{config.narrow_decoder}"
         )
-    if config.teacher and still:
+    if loss.teacher_weight and still:
         raise ValueError(
-            "teacher: teaches the encoder, which is frozen (optim.frozen, cache_embeddings); free "
-            "it or leave the teacher out"
+            "loss.teacher_weight: teaches the encoder, which is frozen (optim.frozen, "
+            "cache_embeddings); free it or leave the weight out"
         )
     if loss.of_masks:
         return

@@ -164,15 +164,18 @@ def batch_shapes(config: TrainConfig, stage: Stage) -> dict[str, jax.ShapeDtypeS
         "boxes_xyxy": ((b, n, 4), jnp.float32),
         "mask_valid": ((b, n), jnp.bool_),
     }
+    grid = side // config.model.patch_size
     if config.cache_embeddings:
-        grid = side // config.model.patch_size
         shapes["embedding"] = ((b, grid, grid, config.model.embed_dim), jnp.float16)
         del shapes["image"]
     if config.text.clip:
         shapes["text"] = shapes["look"] = ((b, n, config.model.text_width), jnp.float32)
     if config.loss.teacher_weight:  # the teacher's own program is another one
-        grid = side // config.model.patch_size
         shapes["teacher"] = ((b, grid, grid, config.model.embed_dim), jnp.float32)
+    if config.loss.answers_weight:
+        shapes["points"], shapes["labels"] = ((b, n, 2, 2), jnp.float32), ((b, n, 2), jnp.int32)
+        shapes["answers"] = ((b, n, 4, 4 * grid, 4 * grid), jnp.float32)
+        shapes["answers_iou"] = ((b, n, 4), jnp.float32)
     return {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
 
 

@@ -119,6 +119,8 @@ class Watch:
             text += f"dice {row['dice']:.3f}  iou {row['iou_first']:.3f} -> {row['iou_last']:.3f}  "
         if "teacher" in row:
             text += f"missed of the teacher {row['teacher']:.3f}  "
+        if "answers" in row:
+            text += f"of its answers {row['answers']:.3f}  "
         text += f"{row['images_per_second']:.1f} images/s"
         if "peak_share" in row:
             text += f"  {row['peak_share']:.0%} of peak"

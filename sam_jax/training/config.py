@@ -48,6 +48,10 @@ class LossConfig:
     """Of `losses.teacher_loss`, between the embedding and that of `TrainConfig.teacher`. With
     `focal_weight`, `dice_weight` and `iou_weight` 0 no prompts are simulated and no mask is learned
     (the decoupled distillation of MobileSAM, Zhang et al. 2023)."""
+    answers_weight: float = 0.0
+    """Of `losses.answers_loss`, between the four masks for a first click or box and those that
+    `TrainConfig.teacher` gives for it, beside the losses of the true masks and with their
+    weights."""
     grouping_weight: float = 0.0
     """Of `losses.grouping_loss` on the embedding; 0, as in the paper, for pretrained encoders."""
     text_weight: float = 0.0
@@ -250,10 +254,12 @@ class TrainConfig:
     a smaller file; 0: all."""
     teacher: str = ""
     """A model's name or file, whose embeddings of the training pictures are learned
-    (`loss.teacher_weight`); its embedding has the width and the patch size of this model's."""
+    (`loss.teacher_weight`; they have the width and the patch size of this model's), or whose
+    answers to the prompts are (`loss.answers_weight`), or both."""
     teacher_enlarge: int = 1
     """The teacher sees the pictures so many times as large as the model that learns, and its
-    embedding is averaged down: at 2 one that is used to 1024 px teaches a model of 512."""
+    embedding and masks are averaged down: at 2 one that is used to 1024 px teaches a model of
+    512."""
     cache_embeddings: bool = False
     """With a frozen encoder: encode every picture once, before training, and keep the results."""
     structured_start: bool = False

@@ -84,6 +84,37 @@ def prompt_losses(
     }
 
 
+def answers_loss(
+    logits: jax.Array,
+    iou: jax.Array,
+    answers: jax.Array,
+    answers_iou: jax.Array,
+    content: jax.Array,
+    focal_weight: float = 20.0,
+    dice_weight: float = 1.0,
+    iou_weight: float = 1.0,
+) -> jax.Array:
+    """How badly K masks for a prompt are a teacher's for the same prompt, each its own: [B, N].
+
+    A mask of the teacher's counts by the IoU that it predicts, at least 0.3. A predicted IoU is
+    asked to be the teacher's, less so the further the mask is from the teacher's. Learning to
+    answer prompts as a teacher does, beside its embeddings, is EdgeSAM's (Zhou et al. 2023); its
+    terms are cross-entropy and Dice, on one mask.
+
+    Args:
+      logits, answers: [B, N, K, G, G]; iou, answers_iou: [B, N, K].
+      content: bool [B, 1, G, G], where the photos are; the rest does not count.
+    """
+    inside = content[:, :, None]
+    logits = jnp.where(inside, logits, -20.0)
+    target = jnp.where(inside, jax.nn.sigmoid(answers), 0.0)
+    mask_loss = focal_weight * focal_loss(logits, target) + dice_weight * dice_loss(logits, target)
+    weight = jnp.clip(answers_iou, 0.3, 1.0)
+    like = jax.lax.stop_gradient(mask_iou(logits, target))
+    error = (iou - answers_iou * jnp.sqrt(like)) ** 2
+    return (mask_loss * weight).sum(-1) / weight.sum(-1) + iou_weight * error.mean(-1)
+
+
 def grouping_loss(
     embedding: jax.Array, target: jax.Array, content: jax.Array, directions: jax.Array | None = None
 ) -> jax.Array:

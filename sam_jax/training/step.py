@@ -19,9 +19,15 @@ from sam_jax.models.prompt_encoder import (
 from sam_jax.models.sam import SamModel, normalise
 from sam_jax.ops.resize import resize_hw
 from sam_jax.training import prompts as simulator
-from sam_jax.training.config import Stage, TrainConfig
+from sam_jax.training.config import PromptConfig, Stage, TrainConfig
 from sam_jax.training.lora import merged
-from sam_jax.training.losses import grouping_loss, matching_loss, prompt_losses, teacher_loss
+from sam_jax.training.losses import (
+    answers_loss,
+    grouping_loss,
+    matching_loss,
+    prompt_losses,
+    teacher_loss,
+)
 from sam_jax.training.optim import average, is_frozen, path_tree
 from sam_jax.training.sharding import batch_sharding, replicated
 
@@ -38,28 +44,45 @@ class TrainState:
     ema: dict
 
 
-def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
-    """A click, a noisy box or a text for every mask, in a row with room for the later clicks."""
-    side = stage.image_size
+def first_points(key, batch, config: PromptConfig, side: int) -> tuple[jax.Array, jax.Array]:
+    """A click or a noisy box for every mask: points [B, N, 2, 2] and labels [B, N, 2].
+
+    Args:
+      key: of the draw.
+      batch: as in `make_step`, with masks in 0..1.
+      config: the run's `prompts`.
+      side: of the frame, pixels.
+    """
     kind_key, point_key, box_key = jax.random.split(key, 3)
     b, n = batch["mask_valid"].shape
     point = simulator.first_point(point_key, batch["masks"], side)
-    if config.prompts.centre_probability:
+    if config.centre_probability:
         centre_key = jax.random.fold_in(kind_key, 3)
-        in_centre = jax.random.bernoulli(centre_key, config.prompts.centre_probability, (b, n))
+        in_centre = jax.random.bernoulli(centre_key, config.centre_probability, (b, n))
         centre = simulator.centre_point(batch["masks"], side)
         point = jnp.where(in_centre[..., None], centre, point)
+    most = config.box_noise_most * side / 1024
     box = simulator.noisy_box(
-        box_key,
-        batch["boxes_xyxy"],
-        batch["image_hw"],
-        config.prompts.box_noise,
-        config.prompts.box_noise_most * side / 1024,
+        box_key, batch["boxes_xyxy"], batch["image_hw"], config.box_noise, most
     )
-    is_box = jax.random.bernoulli(kind_key, config.prompts.box_probability, (b, n))
+    is_box = jax.random.bernoulli(kind_key, config.box_probability, (b, n))
     click = jnp.stack([point, jnp.zeros_like(point)], 2)
     points = jnp.where(is_box[..., None, None], box.reshape(b, n, 2, 2), click)
     labels = jnp.where(is_box[..., None], jnp.array([2, 3]), jnp.array([1, NOT_A_POINT]))
+    return points, labels
+
+
+def first_prompts(key, batch, config: TrainConfig, stage: Stage) -> Prompts:
+    """A click, a noisy box or a text for every mask, in a row with room for the later clicks.
+
+    Where the batch brings points along, which a teacher has answered, these are taken.
+    """
+    side, kind_key = stage.image_size, jax.random.split(key, 3)[0]
+    b, n = batch["mask_valid"].shape
+    if "points" in batch:
+        points, labels = batch["points"], batch["labels"]
+    else:
+        points, labels = first_points(key, batch, config.prompts, side)
     later = stage.corrective_clicks + stage.mask_only_rounds
     prompts = Prompts(
         jnp.pad(points, ((0, 0), (0, 0), (0, later), (0, 0))),
@@ -82,15 +105,17 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     """The losses of all rounds [R, B, N]: the first prompt, then clicks and mask-only rounds.
 
     The first round counts the best of the three masks; every later one has several prompts and
-    counts the single mask (PROTOCOLS section 1).
+    counts the single mask (PROTOCOLS section 1). "answers" [1, B, N], of a batch that a teacher has
+    answered, is the first round's alone.
     """
     first_key, order_key, click_key = jax.random.split(key, 3)
     target, side = batch["masks"], stage.image_size
     content = simulator.content_area(batch["image_hw"], side, target.shape[-1])
     loss = dataclasses.asdict(config.loss)
-    # These are of the embedding, not of a prompt.
+    # These are of the embedding, not of a prompt, and answers are not of the true masks.
     for name in ("grouping_weight", "text_weight", "matching_weight", "teacher_weight"):
         loss.pop(name)
+    answers_weight = loss.pop("answers_weight")
     box_on_all, text_on_all = loss.pop("box_on_all"), loss.pop("text_on_all")
 
     def decode(prompts):
@@ -148,7 +173,13 @@ def interaction_losses(model: SamModel, variables, embedding, batch, key, config
     xs = (jnp.arange(rounds), is_click, jax.random.split(click_key, rounds))
     carry, unroll = (prompts.points, prompts.labels, last), config.prompts.unroll
     _, later = jax.lax.scan(later_round, carry, xs, unroll=unroll)
-    return jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
+    losses = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]), losses, later)
+    if answers_weight:
+        taught = batch["answers"].astype(jnp.float32), batch["answers_iou"]
+        photo = simulator.content_area(batch["image_hw"], side, logits.shape[-1])
+        weights = config.loss.focal_weight, config.loss.dice_weight, config.loss.iou_weight
+        losses["answers"] = answers_loss(logits, iou, *taught, photo, *weights)[None]
+    return losses
 
 
 def embed(model: SamModel, variables, batch, drop_key) -> jax.Array:
@@ -187,6 +218,8 @@ def batch_loss(
         metrics |= {name: x.mean() for name, x in mean.items() if name != "iou"}
         metrics |= {"iou_first": mean["iou"][0], "iou_last": mean["iou"][-1]}
         loss = mean["total"].sum()
+        if config.loss.answers_weight:
+            loss += config.loss.answers_weight * metrics["answers"]
     directions = {"grouping": None}
     if "text" in batch:
         directions["text"] = model.apply(variables, batch["text"], method="text_tokens")
@@ -251,7 +284,9 @@ def make_step(
       place, "embedding" float [B, h, w, D]; "image_hw" int32 [B, 2], "masks" uint8 [B, N, M, M]
       (255 times the coverage), "boxes_xyxy" float32 [B, N, 4], "mask_valid" bool [B, N], and for
       text prompts "text" and "look" float32 [B, N, T], and "teacher" float32 [B, h, w, D] for
-      `loss.teacher_weight`. Frozen parameters and their averages keep
+      `loss.teacher_weight`, and for `loss.answers_weight` "points" float32 [B, N, 2, 2] and
+      "labels" int32 [B, N, 2], the first prompts, "answers" [B, N, 4, 4h, 4w], the teacher's logits
+      for them, and "answers_iou" float32 [B, N, 4]. Frozen parameters and their averages keep
       every bit.
 
     Raises:

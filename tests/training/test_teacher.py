@@ -11,7 +11,13 @@ from sam_jax.checkpoint.load import load, save
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.models.config import MOBILE_SAM
 from sam_jax.models.sam import SamModel, init, normalise
-from sam_jax.training.config import DevicesConfig, LossConfig, OptimConfig, TrainConfig
+from sam_jax.training.config import (
+    DevicesConfig,
+    LossConfig,
+    OptimConfig,
+    TextConfig,
+    TrainConfig,
+)
 from sam_jax.training.losses import teacher_loss
 from sam_jax.training.optim import make_optimizer
 from sam_jax.training.sharding import batch_sharding, global_batch, make_mesh
@@ -25,6 +31,8 @@ from train.data import stage_batches
 from train.start import narrowed, starting_point
 from train.teacher import Teacher, with_neck_like
 
+KEY = jax.random.key(4)
+ANSWERED = LossConfig(answers_weight=1.0)
 ALONE = LossConfig(0.0, 0.0, 0.0, teacher_weight=1.0)
 STILL = ("prompt_encoder/*", "mask_decoder/*")
 TAUGHT = dataclasses.replace(
@@ -32,11 +40,12 @@ TAUGHT = dataclasses.replace(
 )
 
 
-def taught_by(name, model=SMALL, devices=1, parts=1):
+def taught_by(name, model=SMALL, devices=1, parts=1, **changes):
     """A Teacher of a file, for a model that learns, on so many devices."""
     config = dataclasses.replace(
         TAUGHT, teacher=str(name), model=model, devices=DevicesConfig(accumulate=parts)
     )
+    config = dataclasses.replace(config, **changes)
     return Teacher(config, make_mesh(devices=jax.devices()[:devices]))
 
 
@@ -85,7 +94,7 @@ def test_a_model_learns_a_teachers_embeddings_and_nothing_else(variables, teache
     blurred = dataclasses.replace(TAUGHT, blur=0.5, augment=False)
     assert "without augment" in warnings(blurred, variables["params"])[0]
     teacher = taught_by(teacher_file, SMALL)
-    batch = teacher(make_batch())
+    batch = teacher(make_batch(), KEY)
     optimizer = make_optimizer(TAUGHT.optim, SMALL, 100)
     state = init_state(jax.tree.map(jnp.copy, variables), optimizer, True)
     step, missed = make_step(TAUGHT, STAGE, optimizer), []
@@ -99,7 +108,7 @@ def test_a_model_learns_a_teachers_embeddings_and_nothing_else(variables, teache
 
 
 def test_the_teacher_counts_beside_the_masks(variables, teacher_file):
-    batch = taught_by(teacher_file, SMALL)(make_batch())
+    batch = taught_by(teacher_file, SMALL)(make_batch(), KEY)
     both = dataclasses.replace(CONFIG, loss=LossConfig(teacher_weight=0.5))
 
     def loss(config):
@@ -117,17 +126,17 @@ def test_devices_share_the_images_and_parts_come_one_by_one(teacher_file):
         "image": rng.integers(0, 256, (16, 32, 32, 3)).astype(np.uint8),
         "image_hw": np.full((16, 2), 32, np.int32),
     }
-    want = np.asarray(taught_by(teacher_file)(batch)["teacher"])
+    want = np.asarray(taught_by(teacher_file)(batch, KEY)["teacher"])
     for devices, parts in ((8, 1), (4, 2), (1, 4)):
         mesh = make_mesh(devices=jax.devices()[:devices])
         placed = global_batch(mesh, batch)
-        got = taught_by(teacher_file, devices=devices, parts=parts)(placed)["teacher"]
+        got = taught_by(teacher_file, devices=devices, parts=parts)(placed, KEY)["teacher"]
         assert got.sharding.is_equivalent_to(batch_sharding(mesh), 4)
         np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 def test_parts_of_a_batch_add_up(variables, teacher_file):
-    batch = taught_by(teacher_file, SMALL)(make_batch())
+    batch = taught_by(teacher_file, SMALL)(make_batch(), KEY)
     devices = dataclasses.replace(CONFIG.devices, accumulate=2)
     optimizer = make_optimizer(TAUGHT.optim, SMALL, 100)
     missed = []
@@ -141,7 +150,7 @@ def test_parts_of_a_batch_add_up(variables, teacher_file):
 
 def test_teachers_are_models_of_this_project_or_mobile_sam(teacher_file, mobile_sam):
     batch = make_batch()
-    got = taught_by(teacher_file, SMALL)(batch)
+    got = taught_by(teacher_file, SMALL)(batch, KEY)
     assert set(got) == set(batch) | {"teacher"}
     sam = load(teacher_file)
     images = normalise(jnp.asarray(batch["image"]), batch["image_hw"])
@@ -150,7 +159,7 @@ def test_teachers_are_models_of_this_project_or_mobile_sam(teacher_file, mobile_
     wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
     frame = {"image": np.zeros((1, 64, 64, 3), np.uint8), "image_hw": np.array([[64, 48]])}
     frame["image"][0, :, :48] = np.random.default_rng(0).integers(0, 256, (64, 48, 3))
-    assert taught_by(mobile_sam, wide)(frame)["teacher"].shape == (1, 4, 4, 256)
+    assert taught_by(mobile_sam, wide)(frame, KEY)["teacher"].shape == (1, 4, 4, 256)
     with pytest.raises(ValueError, match=r"teacher: .*\(4, 4, 256\).*\(4, 4, 16\).*embed_dim"):
         taught_by(mobile_sam, wide.replace(embed_dim=16))
     with pytest.raises(ValueError, match="teacher: name_or_path"):
@@ -164,7 +173,7 @@ def test_a_teacher_can_look_closer(teacher_file):
     image = np.kron(rng.integers(0, 256, (1, 4, 4, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
     batch = {"image": image, "image_hw": np.array([[16, 10]])}
     config = dataclasses.replace(TAUGHT, teacher=str(teacher_file), model=small, teacher_enlarge=2)
-    got = Teacher(config, make_mesh(devices=jax.devices()[:1]))(batch)["teacher"]
+    got = Teacher(config, make_mesh(devices=jax.devices()[:1]))(batch, KEY)["teacher"]
     sam = load(teacher_file)
     large = np.stack([twice(image[0, ..., c]) for c in range(3)], -1)[None]
     normal = np.array(normalise(jnp.asarray(large), np.array([[32, 20]])))
@@ -190,7 +199,8 @@ def twice(channel):
 def test_mobile_sam_sees_the_photo_as_pytorch_does(mobile_sam):
     wide = SMALL.replace(embed_dim=256, patch_size=16, image_size=64)
     image = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3)).astype(np.uint8)
-    got = taught_by(mobile_sam, wide)({"image": image, "image_hw": np.array([[64, 48]])})
+    frame = {"image": image, "image_hw": np.array([[64, 48]])}
+    got = taught_by(mobile_sam, wide)(frame, KEY)
     normal = (image - [123.675, 116.28, 103.53]) / np.array([58.395, 57.12, 57.375])
     normal[:, :, 48:] = 0
     want = embed(tensors(), normal.astype(np.float32))
@@ -290,7 +300,7 @@ def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teac
     batches.close()
     height, width = (batch["image_hw"][:, i, None, None] for i in (0, 1))
     y, x = 8 * np.arange(8)[:, None], 8 * np.arange(8)
-    pixels = np.asarray(teacher(batch)["teacher"])[(y < height) & (x < width)]
+    pixels = np.asarray(teacher(batch, KEY)["teacher"])[(y < height) & (x < width)]
     np.testing.assert_allclose(norm["bias"], pixels.mean(0), atol=1e-5)
     np.testing.assert_allclose(norm["scale"], pixels.std(0), atol=1e-5)
     assert with_neck_like(config, found, teacher) is found
@@ -300,10 +310,20 @@ def test_a_fresh_neck_begins_as_large_as_the_teachers_embeddings(variables, teac
     ("changes", "message"),
     [
         ({"teacher": ""}, "teacher: goes together with loss.teacher_weight"),
+        ({"teacher": "", "loss": ANSWERED}, "teacher: goes together with .* loss.answers_weight"),
+        ({"loss": LossConfig(0.0, 0.0, 0.0, answers_weight=1.0)}, "answers_weight: goes with"),
+        (
+            {"loss": ANSWERED, "cache_embeddings": True},
+            "loss.answers_weight: .* cache_embeddings keeps",
+        ),
+        ({"loss": ANSWERED, "text": TextConfig(clip="x")}, "does not answer texts"),
         ({"loss": LossConfig()}, "teacher: goes together with loss.teacher_weight"),
         ({"optim": OptimConfig()}, "optim.frozen: no mask is learned"),
         ({"teacher": "", "loss": LossConfig(0.0, 0.0, 0.0)}, "so that nothing is learned"),
-        ({"optim": OptimConfig(frozen=("image_encoder/*",))}, "teacher: teaches the encoder"),
+        (
+            {"optim": OptimConfig(frozen=("image_encoder/*",))},
+            "teacher_weight: teaches the encoder",
+        ),
         ({"teacher_enlarge": 0}, "teacher_enlarge: expected .* from 1 on.*, got 0"),
         (
             {"teacher": "", "loss": LossConfig(), "teacher_enlarge": 2},

@@ -183,9 +183,10 @@ def test_a_run_with_a_teacher(tmp_path):
         for name in ("teacher.safetensors", "alone/model.safetensors")
     )
     assert same_bits(decoder, taught)
-    beside = run(tmp_path, *more, "--name", "beside")
+    beside = run(tmp_path, *more, "--loss.answers-weight", "1", "--name", "beside")
     assert beside.returncode == 0, beside.stderr
-    assert {"teacher", "dice", "iou_last"} <= log(tmp_path / "beside")[-1].keys()
+    assert "of its answers" in beside.stdout
+    assert {"teacher", "answers", "dice", "iou_last"} <= log(tmp_path / "beside")[-1].keys()
     for name in ("alone", "beside"):
         plotted = [sys.executable, "-m", "train.plot", str(tmp_path / name)]
         assert subprocess.run(plotted, cwd=ROOT, env=environment()).returncode == 0
