@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from sam_jax.checkpoint.load import load
+from sam_jax.checkpoint.load import Sam, load
 from sam_jax.models.attention import images_over
-from sam_jax.models.config import SamConfig
 from sam_jax.models.prompt_encoder import Prompts, draw_boxes
 from sam_jax.models.sam import SamModel, normalise
 from sam_jax.training.config import TrainConfig
@@ -37,9 +36,9 @@ class Teacher:
         self._mesh, answers = mesh, bool(config.loss.answers_weight)
         try:
             sam = load(config.teacher, dtype=config.model.dtype)
+            _check_shapes(config, sam)
         except ValueError as error:
             raise ValueError(f"teacher: {error}") from error
-        _check_shapes(config, sam.config)
         variables = sam.params
         if not answers:
             encoder = variables["params"]["image_encoder"]
@@ -100,23 +99,28 @@ class Teacher:
         return mean, deviation
 
 
-def _check_shapes(config: TrainConfig, teacher: SamConfig) -> None:
+def _check_shapes(config: TrainConfig, teacher: Sam) -> None:
     """What the teacher makes of the enlarged frame must come down to what the run's model makes."""
     model, enlarge = config.model, config.teacher_enlarge
-    cells = model.image_size * enlarge // teacher.patch_size
-    given = (cells // enlarge, cells // enlarge, teacher.embed_dim)
+    side = model.image_size * enlarge
+
+    def encode(variables, images):
+        return teacher.model.apply(variables, images, method="encode")
+
+    frame = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    _, cells, _, width = jax.eval_shape(encode, teacher.params, frame).shape
+    given = (cells // enlarge, cells // enlarge, width)
     wanted = (model.grid, model.grid, model.embed_dim)
     if config.loss.teacher_weight and given != wanted:
         raise ValueError(
-            f"teacher: {config.teacher} makes embeddings {given} of images of {model.image_size} "
-            f"pixels, and the model that learns {wanted}; give a teacher of its patch_size and "
-            "embed_dim"
+            f"{config.teacher} makes embeddings {given} of images of {model.image_size} pixels, "
+            f"and the model that learns {wanted}; give a teacher of its patch_size and embed_dim"
         )
     if cells < model.grid or cells % model.grid:
         raise ValueError(
-            f"teacher: {config.teacher} makes masks of {4 * cells} x {4 * cells} logits of images "
-            f"of {model.image_size * enlarge} pixels, which do not average down to the "
-            f"{4 * model.grid} of the model that learns; choose another teacher_enlarge"
+            f"{config.teacher} makes masks of {4 * cells} x {4 * cells} logits of images of {side} "
+            f"pixels, which do not average down to the {4 * model.grid} of the model that learns; "
+            "choose another teacher_enlarge"
         )
 
 
