@@ -22,7 +22,7 @@ Everything (the most memory, and the most data needed):
 where that is still too much, --devices.accumulate 2 or 4 computes batches in parts.
 """
 
-from sam_jax.models.config import TINY
+from sam_jax.models.config import VIT_TI
 from sam_jax.training.config import (
     LoraConfig,
     LossConfig,
@@ -38,7 +38,7 @@ def config() -> TrainConfig:
     """Adapters on the bundled model."""
     return TrainConfig(
         name="finetune",
-        model=TINY,  # its sizes are those of init_from, whatever stands here
+        model=VIT_TI,  # its sizes are those of init_from, whatever stands here
         init_from="tiny",
         stages=(Stage(300, 0, 4, 8, corrective_clicks=1, mask_only_rounds=0, mask_size=256),),
         lora=LoraConfig(rank=8),

@@ -1,4 +1,4 @@
-"""`python -m convert SRC DST [--verify] [--format pth|safetensors|hf|orbax] [--half]`."""
+"""`python -m convert SRC DST [--verify] [--format pth|safetensors|hf|orbax] [--half|--int8]`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         choices=("pth", "safetensors", "hf", "orbax"),
         help="what DST is, if its suffix doesn't say; hf is a folder for transformers.SamModel",
     )
-    parser.add_argument(
+    smaller = parser.add_mutually_exclusive_group()
+    smaller.add_argument(
         "--half", action="store_true", help="store float16 numbers (.safetensors only)"
+    )
+    smaller.add_argument(
+        "--int8", action="store_true", help="kernels in eight bits, all else as --half"
     )
     parser.add_argument(
         "--verify",
@@ -76,7 +80,7 @@ def convert(args: argparse.Namespace) -> None:
     dst = Path(args.dst)
     kind = args.format or format_of(dst)
     sam = load(args.src)
-    save(sam, dst, kind, half=args.half)
+    save(sam, dst, kind, half=args.half, int8=args.int8)
     flat = names.flatten(sam.params)
     written = {"pth": names.to_torch, "hf": names.to_hf}.get(kind, names.flatten)(sam.params)
     print(f"{args.src}: {describe(sam.config)} -> {dst} ({kind})")
@@ -84,12 +88,12 @@ def convert(args: argparse.Namespace) -> None:
     print(report.part_table(flat))
     print(report.digest(dst, flat))
     if args.verify:
-        verify(sam, dst, args.half)
+        verify(sam, dst, args.half, args.int8)
     if kind == "pth":
         print(f"\nTo open it with PyTorch:\n\n{report.pytorch_lines(sam.config, dst)}")
 
 
-def verify(sam, path: Path, half: bool) -> None:
+def verify(sam, path: Path, half: bool = False, int8: bool = False) -> None:
     """Reads `path` back and compares its numbers and its answers with those of `sam`.
 
     Raises:
@@ -98,18 +102,20 @@ def verify(sam, path: Path, half: bool) -> None:
     import numpy as np
 
     from sam_jax.checkpoint import files, names
+    from sam_jax.checkpoint.stored import as_stored, widened
 
     back = files.read(path)
-    want, got = names.flatten(sam.params), names.flatten(back.variables)
-    differing = []
-    for name, array in want.items():
-        array = np.asarray(array)
-        array = array.astype(np.float16).astype(np.float32) if half else array
-        if name not in got or array.tobytes() != np.asarray(got[name]).tobytes():
-            differing.append(name)
+    flat = {name: np.asarray(array) for name, array in names.flatten(sam.params).items()}
+    want, got = widened(as_stored(flat, half, int8)), names.flatten(back.variables)
+    differing = [
+        name
+        for name, array in want.items()
+        if name not in got or array.astype(np.float32).tobytes() != np.asarray(got[name]).tobytes()
+    ]
     if differing or want.keys() != got.keys():
         raise ValueError(f"{path}: {len(differing)} tensors differ from the source: {differing}")
-    what = "the source rounded to float16" if half else "the source"
+    rounding = "eight bits" if int8 else "float16"
+    what = f"the source rounded to {rounding}" if half or int8 else "the source"
     print(f"verified: {len(want)} tensors are those of {what}, bit for bit")
     if back.config.decoder_heads != sam.config.decoder_heads:
         print(
@@ -126,11 +132,17 @@ def verify(sam, path: Path, half: bool) -> None:
             f"that {says}, where the source {source}: give load() its config (sam.config of the "
             "source)"
         )
+    if back.config.image_size != sam.config.image_size:
+        print(
+            f"note: this format doesn't say for what image size the model was trained; {path} is "
+            f"taken for one of {back.config.image_size}, where the source says "
+            f"{sam.config.image_size}: give load() its config, or Predictor() its image_size"
+        )
     first, second = _answers(sam.config, sam.params, back.variables)
     for name, a in first.items():
         largest, difference = np.abs(a).max(), np.abs(a - second[name]).max()
         print(f"  {name:16} largest {largest:10.4g}   largest difference {difference:.3g}")
-        if not np.isfinite(a).all() or (difference > 0 and not half):
+        if not np.isfinite(a).all() or (difference > 0 and not half and not int8):
             raise ValueError(f"{path}: {name} differs from the source's or is not finite")
 
 

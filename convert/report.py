@@ -12,7 +12,9 @@ import numpy as np
 
 from sam_jax.checkpoint.fetch import sha256
 from sam_jax.checkpoint.infer import model_name
+from sam_jax.checkpoint.mobile_sam import CLASSES
 from sam_jax.models.config import SamConfig
+from sam_jax.models.tiny_vit import DEPTHS, HEAD_DIM, WIDTHS, WINDOWS
 
 _INDEX = re.compile(r"(?<=[._])(\d+)(?=[./])")
 
@@ -79,7 +81,7 @@ def digest(path: Path, flat: Mapping[str, np.ndarray]) -> str:
 
 
 def pytorch_lines(config: SamConfig, path: Path) -> str:
-    """Python that builds the released classes in this shape and loads the .pth."""
+    """Python that builds the released classes in this shape, or MobileSAM's, and loads the .pth."""
     c, name = config, model_name(config)
     drawn = (
         "\n# Boxes: give their drawn shape as mask_input too (see sam_jax's draw_boxes)."
@@ -91,17 +93,15 @@ def pytorch_lines(config: SamConfig, path: Path) -> str:
             "from segment_anything import sam_model_registry\n"
             f"sam = sam_model_registry[{name!r}](checkpoint={str(path)!r})"
         )
+    package, encoder, lines, fitted = "segment_anything", "ImageEncoderViT", _vit_lines(c), ""
+    if c.encoder == "tiny_vit":
+        package, encoder, lines, fitted = "mobile_sam", "TinyViT", _tiny_vit_lines(c), _FITTED
     return f"""\
 import functools, torch
-from segment_anything.modeling import (
-    ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer)
+from {package}.modeling import (
+    {encoder}, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer){fitted}
 sam = Sam(
-    ImageEncoderViT(
-        img_size={c.image_size}, patch_size={c.patch_size}, embed_dim={c.encoder_width},
-        depth={c.encoder_depth}, num_heads={c.encoder_heads}, mlp_ratio={c.encoder_mlp_ratio},
-        out_chans={c.embed_dim}, use_rel_pos=True, window_size={c.window_size},
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        global_attn_indexes={c.global_blocks}),
+    {lines},
     PromptEncoder(
         embed_dim={c.embed_dim}, image_embedding_size=({c.grid}, {c.grid}),
         input_image_size=({c.image_size}, {c.image_size}), mask_in_chans={c.mask_channels}),
@@ -113,3 +113,29 @@ sam = Sam(
             mlp_dim={c.decoder_mlp_width}, attention_downsample_rate={c.attention_downsample})))
 sam.load_state_dict(torch.load({str(path)!r}, weights_only=True))
 sam.eval(){drawn}"""
+
+
+_FITTED = """
+class AnySize(TinyViT):  # TinyViT's own takes maps of 64 x 64 alone
+    def forward(self, x):
+        x = self.patch_embed(x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.neck(x.transpose(1, 2).unflatten(2, (self.img_size // 16,) * 2))"""
+
+
+def _vit_lines(c: SamConfig) -> str:
+    return f"""ImageEncoderViT(
+        img_size={c.image_size}, patch_size={c.patch_size}, embed_dim={c.encoder_width},
+        depth={c.encoder_depth}, num_heads={c.encoder_heads}, mlp_ratio={c.encoder_mlp_ratio},
+        out_chans={c.embed_dim}, use_rel_pos=True, window_size={c.window_size},
+        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+        global_attn_indexes={c.global_blocks})"""
+
+
+def _tiny_vit_lines(c: SamConfig) -> str:
+    heads = [width // HEAD_DIM for width in WIDTHS]
+    windows = [window or 7 for window in WINDOWS]  # the first stage's are asked for and not used
+    return f"""AnySize(
+        img_size={c.image_size}, num_classes={CLASSES}, embed_dims={list(WIDTHS)},
+        depths={list(DEPTHS)}, num_heads={heads}, window_sizes={windows})"""

@@ -64,7 +64,7 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
     add("neck.2.weight", 256, 256, 3, 3, fan_in=256 * 9)
     norm("neck.3", 256)
     norm("norm_head", 320)
-    linear("head", 320, 10)
+    linear("head", 320, 1000)
     whole = {f"image_encoder.{name}": x for name, x in made.items()}
     decoder = to_torch(variables(SamConfig(32, 1, 1, (0,), image_size=32), seed))
     return whole | {n: x for n, x in decoder.items() if not n.startswith("image_encoder.")}
@@ -73,13 +73,18 @@ def tensors(seed: int = 0) -> dict[str, np.ndarray]:
 def embed(tensors: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     """float32 [B, H, W, 3] -> [B, H / 16, W / 16, 256] by PyTorch's own layers."""
     import torch
-    from torch.nn import functional as F
 
-    t = {
+    own = {
         name.removeprefix("image_encoder."): torch.tensor(x)
         for name, x in tensors.items()
         if name.startswith("image_encoder.")
     }
+    return encode(own, torch.tensor(images).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+
+
+def encode(t: dict, x):
+    """PyTorch's tensors of an encoder by their names, images [B, 3, H, W] -> [B, 256, h, w]."""
+    from torch.nn import functional as F
 
     def conv(name, x, stride=1):
         kernel = t[f"{name}.c.weight"]
@@ -98,24 +103,23 @@ def embed(tensors: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     def norm(name, x, eps=1e-5):
         return F.layer_norm(x, x.shape[-1:], t[f"{name}.weight"], t[f"{name}.bias"], eps)
 
-    def attention(name, x, window):
-        """Of one map [h, w, C], its windows one by one."""
-        h, w, width = x.shape
-        x = F.pad(x, (0, 0, 0, -w % window, 0, -h % window))
-        out = torch.zeros_like(x)
-        at = torch.tensor([(i, j) for i in range(window) for j in range(window)])
+    def attention(name, x, s):
+        """Of maps [B, h, w, C] in windows of s x s, what sticks out of a map being zeros."""
+        b, h, w, width = x.shape
+        x = F.pad(x, (0, 0, 0, -w % s, 0, -h % s))
+        rows, columns = x.shape[1] // s, x.shape[2] // s
+        x = x.unflatten(1, (rows, s)).unflatten(3, (columns, s)).transpose(2, 3).flatten(3, 4)
+        y = linear(f"{name}.qkv", norm(f"{name}.norm", x))
+        y = y.unflatten(-1, (-1, 3 * HEAD)).transpose(-2, -3)
+        at = torch_range(s, x.device)
         apart = (at[:, None] - at[None]).abs()
-        bias = t[f"{name}.attention_biases"][:, apart[..., 0] * window + apart[..., 1]]
-        for i in range(0, len(x), window):
-            for j in range(0, x.shape[1], window):
-                y = norm(f"{name}.norm", x[i : i + window, j : j + window].reshape(-1, width))
-                y = linear(f"{name}.qkv", y).reshape(len(y), -1, 3 * HEAD).transpose(0, 1)
-                y = F.scaled_dot_product_attention(*y.split(HEAD, -1), attn_mask=bias)
-                y = linear(f"{name}.proj", y.transpose(0, 1).reshape(-1, width))
-                out[i : i + window, j : j + window] = y.reshape(window, window, width)
-        return out[:h, :w]
+        bias = t[f"{name}.attention_biases"][:, apart[..., 0] * s + apart[..., 1]]
+        y = F.scaled_dot_product_attention(*y.split(HEAD, -1), attn_mask=bias.to(y.dtype))
+        y = linear(f"{name}.proj", y.transpose(-2, -3).flatten(-2))
+        y = y.unflatten(3, (s, s)).transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        return y[:, :h, :w]
 
-    x = conv("patch_embed.seq.0", torch.tensor(images).permute(0, 3, 1, 2), 2)
+    x = conv("patch_embed.seq.0", x, 2)
     x = conv("patch_embed.seq.2", F.gelu(x), 2)
     for i, depth in enumerate(DEPTHS):
         for j in range(depth):
@@ -123,8 +127,8 @@ def embed(tensors: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
             if not i:
                 x = F.gelu(x + bottleneck(block, x))
                 continue
-            maps = [attention(f"{block}.attn", one, WINDOWS[i]) for one in x.permute(0, 2, 3, 1)]
-            x = conv(f"{block}.local_conv", x + torch.stack(maps).permute(0, 3, 1, 2))
+            maps = attention(f"{block}.attn", x.permute(0, 2, 3, 1), WINDOWS[i])
+            x = conv(f"{block}.local_conv", x + maps.permute(0, 3, 1, 2))
             y = norm(f"{block}.mlp.norm", x.permute(0, 2, 3, 1))
             y = linear(f"{block}.mlp.fc2", F.gelu(linear(f"{block}.mlp.fc1", y)))
             x = x + y.permute(0, 3, 1, 2)
@@ -133,4 +137,11 @@ def embed(tensors: dict[str, np.ndarray], images: np.ndarray) -> np.ndarray:
     for k in (0, 2):
         x = F.conv2d(x, t[f"neck.{k}.weight"], None, padding=k // 2)
         x = norm(f"neck.{k + 1}", x.permute(0, 2, 3, 1), 1e-6).permute(0, 3, 1, 2)
-    return x.permute(0, 2, 3, 1).numpy()
+    return x
+
+
+def torch_range(s: int, device):
+    """Rows and columns of a window's cells, [s * s, 2]."""
+    import torch
+
+    return torch.cartesian_prod(*[torch.arange(s, device=device)] * 2)

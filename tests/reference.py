@@ -1,5 +1,7 @@
 """The released PyTorch model in the shape of a config, with weights that make it lively.
 
+With MobileSAM's encoder its layers are those of `tests.mobile_sam`; all else is the released code.
+
 Tests that compare against the reference import this module after `pytest.importorskip("torch")`
 and `pytest.importorskip("segment_anything")`.
 """
@@ -16,6 +18,8 @@ import torch
 from PIL import Image
 
 from sam_jax.models.config import SamConfig
+from tests.mobile_sam import encode
+from tests.mobile_sam import tensors as mobile_tensors
 from tests.weights import lively_tensors
 
 
@@ -96,20 +100,23 @@ def build_reference(config: SamConfig):
     c = config
     if c.text_width:
         raise ValueError(f"config.text_width: the released classes have none, got {c.text_width}")
-    encoder = ImageEncoderViT(
-        img_size=c.image_size,
-        patch_size=c.patch_size,
-        embed_dim=c.encoder_width,
-        depth=c.encoder_depth,
-        num_heads=c.encoder_heads,
-        mlp_ratio=c.encoder_mlp_ratio,
-        out_chans=c.embed_dim,
-        qkv_bias=True,
-        use_rel_pos=True,
-        window_size=c.window_size,
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        global_attn_indexes=c.global_blocks,
-    )
+    if c.encoder == "tiny_vit":
+        encoder = MobileEncoder(c.image_size)
+    else:
+        encoder = ImageEncoderViT(
+            img_size=c.image_size,
+            patch_size=c.patch_size,
+            embed_dim=c.encoder_width,
+            depth=c.encoder_depth,
+            num_heads=c.encoder_heads,
+            mlp_ratio=c.encoder_mlp_ratio,
+            out_chans=c.embed_dim,
+            qkv_bias=True,
+            use_rel_pos=True,
+            window_size=c.window_size,
+            norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+            global_attn_indexes=c.global_blocks,
+        )
     prompts = PromptEncoder(
         embed_dim=c.embed_dim,
         image_embedding_size=(c.grid, c.grid),
@@ -130,6 +137,30 @@ def build_reference(config: SamConfig):
         ),
     )
     return Sam(encoder, prompts, decoder).eval()
+
+
+class MobileEncoder(torch.nn.Module):
+    """`tests.mobile_sam.encode` as a module whose tensors have MobileSAM's names."""
+
+    def __init__(self, image_size: int) -> None:
+        super().__init__()
+        self.img_size = image_size
+        own = (item for item in mobile_tensors().items() if item[0].startswith("image_encoder."))
+        for name, x in own:
+            *path, last = name.split(".")[1:]
+            at = self
+            for part in path:
+                if part not in dict(at.named_children()):
+                    at.add_module(part, torch.nn.Module())
+                at = getattr(at, part)
+            if last.startswith(("running", "num")):
+                at.register_buffer(last, torch.tensor(x))
+            else:
+                at.register_parameter(last, torch.nn.Parameter(torch.tensor(x)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] -> [B, 256, H / 16, W / 16]."""
+        return encode(dict(self.named_parameters()) | dict(self.named_buffers()), x)
 
 
 def lively(reference, seed: int = 0):

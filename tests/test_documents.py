@@ -25,7 +25,7 @@ pytestmark = pytest.mark.optimised  # the masks of a whole photo take longer tha
 BLOCKS = [block for document in DOCUMENTS for block in blocks(document)]
 SMALL = {
     "train --config configs/finetune.py": "--stages.0.steps 1 --stages.0.batch-size 2",
-    "train --config configs/tiny.py": "--data-root none --photos --stages.0.steps 1 "
+    "train --config configs/scratch.py": "--data-root none --photos --stages.0.steps 1 "
     "--stages.1.steps 0 --stages.2.steps 0 --stages.0.image-size 128 --stages.0.batch-size 1",
     "train --config configs/text.py": "--stages.0.steps 1 --stages.1.steps 0 --stages.2.steps 0 "
     "--stages.0.batch-size 2 --text.scenes 4 --validation.drawn 1",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 
 from sam_jax.checkpoint.names import from_torch, shapes
+from sam_jax.checkpoint.stored import INT8_FROM
 from sam_jax.models.config import SamConfig
 
 
@@ -45,3 +47,16 @@ def _product(name: str) -> bool:
 def lively_variables(config: SamConfig, seed: int = 0) -> dict:
     """The same weights as a model's variables."""
     return from_torch(lively_tensors(shapes(config), seed), config)
+
+
+def unrounded(variables: Mapping) -> dict:
+    """Variables that those of a file with kernels in eight bits may have been rounded from."""
+    rng = np.random.default_rng(0)
+
+    def moved(path, x):
+        if path[-1].key != "kernel" or x.ndim < 2 or x.size < INT8_FROM:
+            return x
+        step = np.abs(x).reshape(-1, x.shape[-1]).max(0) / 127
+        return x + step * rng.uniform(-0.5, 0.5, x.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(moved, dict(variables))

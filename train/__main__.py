@@ -1,4 +1,4 @@
-"""`python -m train --config configs/tiny.py [--field value ...]`: a training run, top to bottom."""
+"""`python -m train --config configs/X.py [--field value ...]`: a training run, top to bottom."""
 
 from __future__ import annotations
 

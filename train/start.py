@@ -179,6 +179,9 @@ def sized_like(config: TrainConfig, model: SamConfig) -> TrainConfig:
 def with_image_sizes(config: TrainConfig) -> TrainConfig:
     """The config with the model's image size in stages that have none.
 
+    MobileSAM's encoder has no position tables: its image size becomes that of the last stage that
+    has steps.
+
     Raises:
       ValueError: a stage's image size does not suit the model.
     """
@@ -190,7 +193,11 @@ def with_image_sizes(config: TrainConfig) -> TrainConfig:
                 f"stages: stage {number + 1} has an image_size of {stage.image_size}; expected a "
                 f"multiple of the model's patch size {config.model.patch_size}"
             )
-    return dataclasses.replace(config, stages=stages)
+    model = config.model
+    if model.encoder == "tiny_vit":
+        trained = [stage.image_size for stage in stages if stage.steps]
+        model = model.replace(image_size=(trained or [size])[-1])
+    return dataclasses.replace(config, model=model, stages=stages)
 
 
 def with_text(config: TrainConfig, clip: Clip) -> TrainConfig:

@@ -34,11 +34,11 @@ from sam_jax.checkpoint.files import (
     HF_WEIGHTS,
     TEXT_TOWER,
     Bundle,
-    as_stored,
     hf_weights,
     read_weights,
 )
 from sam_jax.checkpoint.names import flatten
+from sam_jax.checkpoint.stored import as_stored
 from sam_jax.checkpoint.strict import CheckpointError, check
 from sam_jax.models.clip import ClipConfig
 from sam_jax.storage import replacing

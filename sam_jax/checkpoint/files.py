@@ -24,6 +24,7 @@ from sam_jax.checkpoint.huggingface import decoder_heads
 from sam_jax.checkpoint.infer import describe, infer_config, infer_own, same_shapes, sane
 from sam_jax.checkpoint.mobile_sam import from_mobile_sam, is_mobile_sam
 from sam_jax.checkpoint.pth import read_pth
+from sam_jax.checkpoint.stored import as_stored, widened
 from sam_jax.checkpoint.strict import CheckpointError, check
 from sam_jax.models.config import MOBILE_SAM, SamConfig
 from sam_jax.storage import replacing
@@ -135,6 +136,7 @@ def write_safetensors(
     name: str | None = None,
     half: bool = False,
     text_tower: Bundle | None = None,
+    int8: bool = False,
 ) -> None:
     """Writes this project's own file.
 
@@ -145,6 +147,8 @@ def write_safetensors(
       name: of the model.
       half: store float16 numbers, read back as float32; for a file of half the size.
       text_tower: goes into the file too.
+      int8: as `half`, but for large kernels, which are stored in eight bits with a float32 scale a
+        column; read back as float32.
 
     Raises:
       CheckpointError: the variables are not those of the config.
@@ -153,27 +157,13 @@ def write_safetensors(
     flat = {key: np.asarray(value) for key, value in names.flatten(variables).items()}
     check(names.own_shapes(config), flat, "variables")
     metadata = {METADATA: config_to_json(config, name)}
-    if text_tower is not None:
-        flat |= {f"{TEXT_TOWER}/{key}": value for key, value in text_tower.tensors.items()}
+    stored = as_stored(flat, half, int8)
+    if text_tower is not None:  # never in eight bits
+        tower = as_stored(text_tower.tensors, half or int8)
+        stored |= {f"{TEXT_TOWER}/{key}": value for key, value in tower.items()}
         metadata |= text_tower.metadata
-    stored = as_stored(flat, half)
     with replacing(path) as made:
         save_file(stored, made, metadata)
-
-
-def as_stored(flat: Mapping[str, np.ndarray], half: bool = False) -> dict[str, np.ndarray]:
-    """Arrays as a safetensors file takes them: contiguous, float32 or (`half`) float16.
-
-    Raises:
-      ValueError: a number is beyond float16.
-    """
-    dtype = np.float16 if half else np.float32
-    with np.errstate(over="ignore"):
-        stored = {key: np.asarray(value, dtype, order="C") for key, value in flat.items()}
-    lost = [k for k, v in flat.items() if np.isfinite(v).all() > np.isfinite(stored[k]).all()]
-    if lost:
-        raise ValueError(f"half: numbers beyond 65504, which float16 can't hold, in {lost}")
-    return stored
 
 
 def write_orbax(
@@ -330,17 +320,19 @@ def _from_tensors(
             before = f"{TEXT_TOWER}/"
             tower = {k.removeprefix(before): t for k, t in tensors.items() if k.startswith(before)}
             text_tower = Bundle(tower, dict(metadata)) if tower else None
-            tensors = {k: t for k, t in tensors.items() if not k.startswith(before)}
+            tensors = widened({k: t for k, t in tensors.items() if not k.startswith(before)})
             config = _agree(stated or infer_own(tensors), expected)
             if stated is not None and same_shapes(stated, config):  # no shape tells of it
                 config = config.replace(draw_boxes=stated.draw_boxes)
+                if config.encoder == "tiny_vit":
+                    config = config.replace(image_size=stated.image_size)
             variables = names.from_own(tensors, config, str(path))
             return Contents(variables, config, name, text_tower)
         if is_mobile_sam(tensors):
             config = _agree(MOBILE_SAM, expected)
             if not same_shapes(config, MOBILE_SAM):
                 raise CheckpointError(f"expected {describe(config)}, got mobile_sam")
-            return Contents(from_mobile_sam(tensors, str(path)), config, "mobile_sam")
+            return Contents(from_mobile_sam(tensors, str(path)), config, None)
         config = _agree(expected or infer_config(tensors), expected)
         if config.encoder != "vit":
             found = describe(infer_config(tensors))

@@ -39,7 +39,6 @@ OF_A_VIT = (
 def infer_config(tensors: Mapping[str, np.ndarray]) -> SamConfig:
     """The config of a model, out of its tensors in the released or Hugging Face's names.
 
-    Whether boxes are drawn is taken from the model in `CONFIGS` that has these shapes, if any.
     The encoder's heads follow from the width of its position tables, its window from their length.
     A table as long as the whole map makes its block a global one: where the window is as large as
     the map, the two are one and the same at the size that the model was trained for. The
@@ -88,9 +87,7 @@ def infer_config(tensors: Mapping[str, np.ndarray]) -> SamConfig:
         iou_head_width=shape(head, 2)[0] if counts.iou_head_depth > 1 else 256,
     )
     try:
-        config = sane(fields)
-        known = model_name(config)
-        return config.replace(draw_boxes=CONFIGS[known].draw_boxes) if known else config
+        return sane(fields)
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"the tensors' shapes are those of no model: {error}") from error
 
@@ -208,8 +205,11 @@ def _bare(config: SamConfig) -> SamConfig:
 
 
 def model_name(config: SamConfig) -> str | None:
-    """The name in `CONFIGS` of a model of these shapes, or None."""
-    return next((name for name, known in CONFIGS.items() if same_shapes(config, known)), None)
+    """The name in `CONFIGS` of a model of these shapes, or None; of two, that of its image size."""
+    names = [name for name, known in CONFIGS.items() if same_shapes(config, known)]
+    if "mobile_sam" in names:
+        return "tiny" if config.image_size == CONFIGS["tiny"].image_size else "mobile_sam"
+    return names[0] if names else None
 
 
 def describe(config: SamConfig) -> str:

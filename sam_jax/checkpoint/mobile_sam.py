@@ -1,4 +1,4 @@
-"""MobileSAM's checkpoint: its own encoder, and SAM's prompt encoder and mask decoder.
+"""MobileSAM's checkpoint, from it and back: its own encoder, SAM's prompt encoder and decoder.
 
 `mobile_sam.pt` of https://github.com/ChaoningZhang/MobileSAM (Apache 2.0).
 """
@@ -11,18 +11,20 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from sam_jax.checkpoint.names import from_torch, to_torch
+from sam_jax.checkpoint.names import flatten, from_released, own_shapes, to_released
 from sam_jax.checkpoint.strict import Shape, check
-from sam_jax.models.config import SamConfig
+from sam_jax.models.config import MOBILE_SAM, SamConfig
 from sam_jax.models.sam import init
 from sam_jax.models.tiny_vit import DEPTHS, HEAD_DIM, WIDTHS, WINDOWS
 
-ENCODER = "image_encoder."
+ENCODER, _OURS = "image_encoder.", "image_encoder"
 _DECODER = SamConfig(32, 1, 1, (0,), image_size=32)
 """A model with MobileSAM's decoder, and next to no encoder."""
 UNUSED = re.compile(r"(norm_head|head)\.(weight|bias)|.*num_batches_tracked")
 """What the encoder has from having been a classifier, and counters."""
 BATCH_EPS = 1e-5
+CLASSES = 1000
+"""Of the classifier that MobileSAM's own class still builds."""
 
 _PARTS = {
     "patch_embed.seq.0": "stem_0",
@@ -47,6 +49,10 @@ _INNER = {
 }
 
 
+_OWN = ("kernel", "bias", "scale", "distances")
+"""Last names of this project's parameters."""
+
+
 def is_mobile_sam(tensors: Mapping[str, np.ndarray]) -> bool:
     """Whether these are a MobileSAM's: its encoder begins with convolutions."""
     return f"{ENCODER}patch_embed.seq.0.c.weight" in tensors
@@ -66,12 +72,65 @@ def from_mobile_sam(tensors: Mapping[str, np.ndarray], what: str) -> dict:
     return variables | {"params": variables["params"] | {"image_encoder": encoder}}
 
 
+def to_mobile_sam(variables: Mapping) -> dict[str, np.ndarray]:
+    """Variables of `MOBILE_SAM` -> all that MobileSAM's own class asks for, by its names.
+
+    Its batch norms, which were folded in, become those that change nothing, and its classifier one
+    of zeros; `from_mobile_sam` gives the same bits again.
+
+    Raises:
+      CheckpointError: the variables are no whole model.
+    """
+    params = variables["params"]
+    small = init(_DECODER, jax.random.key(0))["params"]
+    tensors = to_released({**variables, "params": {**params, "image_encoder": small[_OURS]}})
+    tensors = {name: x for name, x in tensors.items() if not name.startswith(ENCODER)}
+    check(own_shapes(MOBILE_SAM), flatten(variables), "variables as a MobileSAM's")
+    expected, encoder = encoder_shapes(), {}
+    for module in dict.fromkeys(map(_module, expected)):
+        at = params[_OURS]
+        for part in _place(module).split("/"):
+            at = at[part]
+        encoder |= _restored(module, {k: np.asarray(at[k]) for k in _OWN if k in at}, expected)
+    counters = {f"{m}.num_batches_tracked" for m in (k[:-7] for k in encoder if ".bn.weight" in k)}
+    width = WIDTHS[-1]
+    encoder |= {
+        **{name: np.zeros((), np.int64) for name in sorted(counters)},
+        "norm_head.weight": np.ones(width, np.float32),
+        "norm_head.bias": np.zeros(width, np.float32),
+        "head.weight": np.zeros((CLASSES, width), np.float32),
+        "head.bias": np.zeros(CLASSES, np.float32),
+    }
+    return {ENCODER + name: x for name, x in encoder.items()} | tensors
+
+
+def _restored(
+    module: str, own: Mapping[str, np.ndarray], expected: Mapping[str, Shape]
+) -> dict[str, np.ndarray]:
+    """The inverse of `_converted`."""
+    if f"{module}.attention_biases" in expected:
+        return {f"{module}.attention_biases": own["distances"]}
+    if f"{module}.c.weight" in expected:
+        ones = np.ones_like(own["bias"])
+        return {
+            f"{module}.c.weight": _weight(own["kernel"], expected[f"{module}.c.weight"]),
+            f"{module}.bn.weight": np.sqrt(ones + BATCH_EPS),
+            f"{module}.bn.bias": own["bias"],
+            f"{module}.bn.running_mean": 0 * ones,
+            f"{module}.bn.running_var": ones,
+        }
+    bias = {f"{module}.bias": own["bias"]} if "bias" in own else {}
+    if "scale" in own:
+        return {f"{module}.weight": own["scale"], **bias}
+    return {f"{module}.weight": _weight(own["kernel"], expected[f"{module}.weight"]), **bias}
+
+
 def _decoder(tensors: Mapping[str, np.ndarray], what: str) -> dict:
     """Its prompt encoder and mask decoder, beside the smallest encoder that a model can have."""
-    whole = to_torch(init(_DECODER, jax.random.key(0)))
+    whole = to_released(init(_DECODER, jax.random.key(0)))
     whole = {name: x for name, x in whole.items() if name.startswith(ENCODER)}
     whole |= {name: x for name, x in tensors.items() if not name.startswith(ENCODER)}
-    variables = from_torch(whole, _DECODER, what)
+    variables = from_released(whole, _DECODER, what)
     del variables["params"]["image_encoder"]
     return variables
 
@@ -173,3 +232,8 @@ def _kernel(weight: np.ndarray) -> np.ndarray:
     if weight.ndim == 4 and weight.shape[-1] > 1:
         return weight.transpose(2, 3, 1, 0)
     return weight.reshape(weight.shape[:2]).T
+
+
+def _weight(kernel: np.ndarray, shape: Shape) -> np.ndarray:
+    """The inverse of `_kernel`."""
+    return kernel.transpose(3, 2, 0, 1) if kernel.ndim == 4 else kernel.T.reshape(shape)

@@ -89,8 +89,8 @@ def _refuse(flat: Iterable[str]) -> None:
     """Raises where the released classes have nothing of the kind."""
     if TINY_VIT in flat:
         raise CheckpointError(
-            "MobileSAM's encoder has no released or Hugging Face form, and its batch norms are "
-            "folded in: keep it as .safetensors or as an Orbax folder, or keep mobile_sam.pt"
+            "MobileSAM's encoder is another one than that of the released classes and of Hugging "
+            "Face's: keep it as .safetensors, as .pth (for MobileSAM's class) or as an Orbax folder"
         )
     text = [name for name in flat if "/text_proj/" in name]
     if text:
@@ -119,10 +119,20 @@ def _to(variables: Mapping, naming: str) -> dict[str, np.ndarray]:
 def to_torch(variables: Mapping) -> dict[str, np.ndarray]:
     """{"params", "buffers"} -> released name -> array, bit for bit (views, no copies).
 
+    With MobileSAM's encoder: as its own class names them, with batch norms that change nothing.
+
     Raises:
-      CheckpointError: for a model with a text head or MobileSAM's encoder, or variables that are
-        no whole model.
+      CheckpointError: for a model with a text head, or variables that are no whole model.
     """
+    if TINY_VIT in flatten(variables):
+        from sam_jax.checkpoint.mobile_sam import to_mobile_sam
+
+        return to_mobile_sam(variables)
+    return to_released(variables)
+
+
+def to_released(variables: Mapping) -> dict[str, np.ndarray]:
+    """As `to_torch`, of models with SAM's own encoder."""
     return _to(variables, "released")
 
 
@@ -160,6 +170,17 @@ def from_torch(tensors: Mapping[str, np.ndarray], config: SamConfig, what: str =
     Raises:
       CheckpointError: naming every missing, unused and misshapen tensor.
     """
+    if config.encoder == "tiny_vit":
+        from sam_jax.checkpoint.mobile_sam import from_mobile_sam
+
+        return from_mobile_sam(tensors, what)
+    return from_released(tensors, config, what)
+
+
+def from_released(
+    tensors: Mapping[str, np.ndarray], config: SamConfig, what: str = "tensors"
+) -> dict:
+    """As `from_torch`, of models with SAM's own encoder."""
     return _from(tensors, config, "released", what)
 
 

@@ -12,7 +12,8 @@ class SamConfig:
 
     The defaults are those of the released models (PROTOCOLS sections 2-4); the encoder's sizes
     have none. `image_size` is the side that the position tables were trained for: the model takes
-    any height and width that are multiples of `patch_size` and interpolates the tables.
+    any height and width that are multiples of `patch_size` and interpolates the tables. MobileSAM's
+    encoder has no tables, and its `image_size` is the side that it was trained at last.
     """
 
     encoder_width: int
@@ -106,18 +107,21 @@ class SamConfig:
 VIT_B = SamConfig(768, 12, 12, (2, 5, 8, 11))
 VIT_L = SamConfig(1024, 24, 16, (5, 11, 17, 23))
 VIT_H = SamConfig(1280, 32, 16, (7, 15, 23, 31))
-TINY = SamConfig(
+VIT_TI = SamConfig(
     192,
     8,
     3,
     (2, 5, 7),
     image_size=512,
     window_size=8,
-    decoder_mlp_width=1400,
-    draw_boxes=True,
+    embed_dim=128,
+    decoder_mlp_width=512,
+    iou_head_width=128,
 )
-
+"""A small one of the released architecture, for training from nothing; no weights of it come with
+the package."""
 MOBILE_SAM = SamConfig(320, 12, 10, (), encoder="tiny_vit")
+TINY = MOBILE_SAM.replace(image_size=512, draw_boxes=True)
 
 CONFIGS = {
     "tiny": TINY,

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-LAYERS = ("qkv", "proj", "lin1", "lin2")
-"""A block's linear layers: 98% of ViT-H's encoder."""
+LAYERS = ("qkv", "proj", "lin1", "lin2", "expand", "project")
+"""The encoder's linear layers: 98% of ViT-H's, 87% of MobileSAM's."""
 
 
 def quantise_encoder(variables: Mapping) -> dict:
-    """Variables whose encoder blocks hold int8 kernels and a float32 "scale" a column.
+    """Variables whose encoder's linear layers hold int8 kernels and a float32 "scale" a column.
 
     A column's largest weight is 127. Products are computed in the config's dtype as before, on
     weights that were rounded: a quarter of the memory, and no training.
@@ -22,20 +23,20 @@ def quantise_encoder(variables: Mapping) -> dict:
 
     Returns:
       New variables; everything else is shared with those given.
-
-    Raises:
-      ValueError: its encoder is MobileSAM's, which is small and half of it convolutions.
     """
-    encoder = dict(variables["params"]["image_encoder"])
-    if "stem_0" in encoder:
-        raise ValueError("encoder_weights: expected 'float32' for MobileSAM's encoder, got 'int8'")
-    for name, block in encoder.items():
-        if name.startswith("block_"):
-            attention, mlp = dict(block["attn"]), dict(block)
-            for layers in (attention, mlp):
-                layers.update({k: _quantised(layers[k]) for k in LAYERS if k in layers})
-            encoder[name] = mlp | {"attn": attention}
+    encoder = _with_layers_quantised(variables["params"]["image_encoder"])
     return {**variables, "params": {**variables["params"], "image_encoder": encoder}}
+
+
+def _with_layers_quantised(tree: Mapping) -> dict:
+    return {
+        name: _quantised(part)
+        if name in LAYERS
+        else _with_layers_quantised(part)
+        if isinstance(part, Mapping)
+        else part
+        for name, part in tree.items()
+    }
 
 
 def is_quantised(variables: Mapping) -> bool:
@@ -44,6 +45,11 @@ def is_quantised(variables: Mapping) -> bool:
 
 
 def _quantised(layer: Mapping) -> dict:
-    kernel = layer["kernel"]
-    scale = jnp.maximum(jnp.abs(kernel).max(0), jnp.finfo(jnp.float32).tiny) / 127
-    return {**layer, "kernel": jnp.round(kernel / scale).astype(jnp.int8), "scale": scale}
+    kernel, scale = rounded(layer["kernel"], jnp)
+    return {**layer, "kernel": kernel, "scale": scale}
+
+
+def rounded(kernel, np=np):
+    """[C, D] -> such in int8, and float32 [D] that its columns are to be multiplied by."""
+    scale = np.maximum(np.abs(kernel).max(0), np.finfo(np.float32).tiny) / np.float32(127)
+    return np.round(kernel / scale).astype(np.int8), scale

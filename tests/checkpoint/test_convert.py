@@ -45,6 +45,24 @@ def test_every_format_is_written_and_verified(source, tmp_path, capsys, name, op
         assert "sam.load_state_dict(torch.load(" in out and "patch_size=7" in out
 
 
+def test_eight_bits_are_verified_too(tmp_path, capsys):
+    save(random_sam(ODD.replace(decoder_mlp_width=2048)), tmp_path / "a.safetensors")
+    names = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]
+    assert main([*names, "--verify", "--int8"]) == 0
+    out = capsys.readouterr().out
+    assert "those of the source rounded to eight bits, bit for bit" in out
+    assert "largest difference 0\n" not in out
+    with pytest.raises(SystemExit, match="2"):
+        main([*names, "--int8", "--half"])
+
+
+def test_a_size_that_a_pth_cannot_say_is_pointed_out(tmp_path, capsys):
+    assert main(["tiny", str(tmp_path / "a.pth"), "--verify"]) == 0
+    out = capsys.readouterr().out
+    assert "is taken for one of 1024, where the source says 512" in out
+    assert "from mobile_sam.modeling import" in out and "img_size=512" in out
+
+
 def test_a_models_name_as_the_source(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(loading, "ASSETS", tmp_path)
     save(random_sam(name="tiny"), tmp_path / "tiny.safetensors")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from sam_jax.checkpoint import files, huggingface
+from sam_jax.checkpoint import files, huggingface, stored
 from sam_jax.checkpoint.clip import load_clip, save_clip
 from sam_jax.checkpoint.load import format_of, load, save
 from sam_jax.checkpoint.names import flatten, to_hf, to_torch
@@ -122,6 +122,20 @@ def test_a_text_tower_is_kept(tmp_path, kind):
         dataclasses.replace(random_sam(ODD.replace(text_width=5)), text=clip)
 
 
+def test_a_text_tower_is_never_in_eight_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, "INT8_FROM", 10)
+    clip = random_clip()
+    sam = dataclasses.replace(random_sam(ODD.replace(text_width=14)), text=clip)
+    path = tmp_path / "text.safetensors"
+    save(sam, path, int8=True)
+    tensors, _ = files.read_safetensors(path)
+    assert tensors["params/image_encoder/block_0/lin1/kernel"].dtype == np.int8
+    for got in (load(path).text, load_clip(path, text_tower_only=True)):
+        for name, x in flatten(clip.text_tower().params).items():
+            want = np.asarray(x).astype(np.float16).astype(np.float32)
+            np.testing.assert_array_equal(flatten(got.params)[name], want)
+
+
 def test_a_damaged_text_tower_is_named(tmp_path):
     sam = dataclasses.replace(random_sam(ODD.replace(text_width=14)), text=random_clip())
     save(sam, tmp_path / "text.safetensors")
@@ -163,8 +177,40 @@ def test_half_the_size(sam, tmp_path):
         save(sam, tmp_path / "half.pth", half=True)
     big = random_sam()
     big.params["params"]["mask_decoder"]["iou_token"][0, 3] = 70_000
-    with pytest.raises(ValueError, match="float16 can't hold, in .*mask_decoder/iou_token"):
+    with pytest.raises(
+        ValueError, match="half: expected numbers up to 65504.*mask_decoder/iou_token"
+    ):
         save(big, tmp_path / "big.safetensors", half=True)
+
+
+def test_a_quarter_of_the_size(sam, tmp_path):
+    config = sam.config.replace(decoder_mlp_width=2048)
+    sam = random_sam(config=config)
+    path = tmp_path / "int8.safetensors"
+    save(sam, path, int8=True)
+    before, stored = flatten(sam.params), files.read_safetensors(path)[0]
+    back = flatten(load(path).params)
+    rounded = [name for name, x in stored.items() if x.dtype == np.int8]
+    assert rounded and all(before[name].size >= 10_000 for name in rounded)
+    for name, want in before.items():
+        if name not in rounded:
+            np.testing.assert_array_equal(back[name], want.astype(np.float16).astype(np.float32))
+            continue
+        step = np.abs(want.reshape(-1, want.shape[-1])).max(0) / 127
+        assert 0 < np.abs(back[name] - want).max() and stored[name].nbytes == want.size
+        assert (np.abs(back[name] - want) <= 0.501 * step).all()
+    with pytest.raises(ValueError, match="int8: only for the format 'safetensors'"):
+        save(sam, tmp_path / "int8.pth", int8=True)
+    with pytest.raises(ValueError, match="int8: expected without half"):
+        save(sam, path, int8=True, half=True)
+    big = random_sam(config=config)
+    big.params["params"]["mask_decoder"]["iou_token"][0, 3] = 70_000
+    with pytest.raises(ValueError, match="int8: expected numbers up to 65504.*iou_token"):
+        save(big, path, int8=True)
+    for lost in (rounded[0], f"{rounded[0]}:scale"):
+        save_file({k: np.array(x) for k, x in stored.items() if k != lost}, path)
+        with pytest.raises(CheckpointError, match="its scales don't belong together"):
+            load(path)
 
 
 def test_the_file_says_what_it_is_and_is_the_same_each_time(sam, saved, tmp_path):

@@ -1,6 +1,5 @@
 """MobileSAM's file: its encoder beside PyTorch's layers, its decoder, what is refused."""
 
-import argparse
 import dataclasses
 
 import jax
@@ -9,17 +8,17 @@ import numpy as np
 import pytest
 
 from sam_jax.checkpoint.fetch import RELEASED, Released, sha256
+from sam_jax.checkpoint.infer import describe
 from sam_jax.checkpoint.load import load, save
 from sam_jax.checkpoint.mae import from_mae
 from sam_jax.checkpoint.names import shapes, to_torch
-from sam_jax.checkpoint.pth import write_pth
+from sam_jax.checkpoint.pth import read_pth, write_pth
 from sam_jax.checkpoint.strict import CheckpointError
 from sam_jax.compat import sam_model_registry
-from sam_jax.inference.export.command import run
 from sam_jax.inference.generator import MaskGenerator
 from sam_jax.inference.predictor import Predictor
 from sam_jax.models.config import MOBILE_SAM, TINY, VIT_B
-from sam_jax.models.sam import init
+from sam_jax.models.sam import SamModel, init
 from sam_jax.training.config import LoraConfig
 from sam_jax.training.flops import encoder_flops
 from sam_jax.training.lora import adapted_paths
@@ -31,7 +30,7 @@ from tests.mobile_sam import embed, tensors
 from tests.small import variables
 from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
 from train.compile_check import resolved
-from train.start import starting_point
+from train.start import starting_point, with_image_sizes
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +157,10 @@ def test_a_run_can_begin_with_it(file):
     sized = resolved(config).model
     config, start, _ = starting_point(config)
     assert config.model == sized
-    assert config.model.encoder == "tiny_vit" and config.model.image_size == 1024
+    assert config.model.encoder == "tiny_vit" and config.model.image_size == STAGE.image_size
+    left_out = dataclasses.replace(STAGE, steps=0, image_size=96)
+    resized = with_image_sizes(dataclasses.replace(config, stages=(STAGE, left_out)))
+    assert resized.model == config.model
     stage = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0)
     optimizer = make_optimizer(config.optim, config.model, 10)
     state = init_state(jax.tree.map(jnp.copy, start), optimizer, True)
@@ -200,14 +202,61 @@ def test_other_files_are_told_apart_and_refused(made, file, tmp_path):
         load(strange)
 
 
+def test_mobile_sams_own_form_gives_the_same_bits_again(made, sam, tmp_path):
+    save(sam, tmp_path / "again.pth")
+    again = load(tmp_path / "again.pth")
+    assert again.config == MOBILE_SAM
+    jax.tree.map(np.testing.assert_array_equal, again.params, dict(sam.params))
+    written = read_pth(tmp_path / "again.pth")
+    assert {k: x.shape for k, x in written.items()} == {k: x.shape for k, x in made.items()}
+    assert (written["image_encoder.layers.0.blocks.0.conv1.bn.running_mean"] == 0).all()
+    narrow = init(MOBILE_SAM.replace(decoder_mlp_width=64), jax.random.key(0))
+    with pytest.raises(CheckpointError, match="lin1/kernel"):
+        to_torch(narrow)
+    encoder = sam.params["params"]["image_encoder"]
+    for other, named in (
+        ({k: x for k, x in encoder.items() if k != "neck_norm2"}, "neck_norm2/scale"),
+        (encoder | {"stage_9": {"kernel": np.ones(3)}}, "stage_9/kernel"),
+    ):
+        params = sam.params | {"params": sam.params["params"] | {"image_encoder": other}}
+        with pytest.raises(CheckpointError, match=named):
+            to_torch(params)
+
+
+@pytest.mark.torch
+def test_pytorchs_layers_give_the_same_of_what_was_written(sam):
+    images = np.random.default_rng(2).standard_normal((1, 64, 96, 3)).astype(np.float32)
+    want = encoded(sam, images)
+    assert np.abs(embed(to_torch(sam.params), images) - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_its_linear_layers_can_have_eight_bits(file, sam):
+    images = np.random.default_rng(3).standard_normal((1, 64, 64, 3)).astype(np.float32)
+    want, got = encoded(sam, images), encoded(load(file, encoder_weights="int8"), images)
+    assert 0 < np.abs(got - want).mean() < 0.05 * np.abs(want).mean()
+
+
+def test_an_own_file_says_its_image_size_to_the_registry_too(sam, tmp_path):
+    config = sam.config.replace(image_size=512)
+    save(
+        dataclasses.replace(sam, config=config, model=SamModel(config)), tmp_path / "m.safetensors"
+    )
+    for name in ("vit_t", "tiny"):
+        assert sam_model_registry[name](tmp_path / "m.safetensors").config == config
+    save(sam, tmp_path / "n.safetensors")
+    assert sam_model_registry["tiny"](tmp_path / "n.safetensors").config == sam.config
+
+
+def test_which_of_the_two_it_is_shows_in_the_image_size():
+    assert describe(MOBILE_SAM) == "mobile_sam" and describe(TINY) == "tiny"
+    assert describe(TINY.replace(image_size=768)) == "mobile_sam"
+
+
 def test_what_only_a_vit_has_is_refused(sam, file, tmp_path):
-    for suffix in ("a.pth", "hf"):
-        with pytest.raises(CheckpointError, match="MobileSAM's encoder has no"):
-            save(sam, tmp_path / suffix, "hf" if suffix == "hf" else None)
-    with pytest.raises(CheckpointError, match="MobileSAM's encoder has no"):
+    with pytest.raises(CheckpointError, match="MobileSAM's encoder is another"):
+        save(sam, tmp_path / "hf", "hf")
+    with pytest.raises(CheckpointError, match="MobileSAM's encoder is another"):
         shapes(MOBILE_SAM)
-    with pytest.raises(ValueError, match="encoder_weights"):
-        load(file, encoder_weights="int8")
     with pytest.raises(CheckpointError, match="MAE"):
         from_mae({}, MOBILE_SAM, jax.random.key(0))
     with pytest.raises(ValueError, match="structured_start"):
@@ -219,9 +268,6 @@ def test_what_only_a_vit_has_is_refused(sam, file, tmp_path):
     small = dataclasses.replace(CONFIG, init_from=str(file), model=SMALL.replace(drop_path=0.1))
     with pytest.raises(ValueError, match="init_from: drop_path.*--model.drop-path 0"):
         starting_point(small)
-    export = argparse.Namespace(out=str(tmp_path / "x"), web=None, model=file, precision="int8")
-    with pytest.raises(ValueError, match="--precision"):
-        run(export)
     with pytest.raises(ValueError, match="encoder: expected"):
         TINY.replace(encoder="resnet")
     with pytest.raises(ValueError, match="multiples of 16"):

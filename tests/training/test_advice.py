@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import pytest
 
+from sam_jax.checkpoint.load import save
 from sam_jax.models.sam import init
 from sam_jax.training.config import (
     LoraConfig,
@@ -14,6 +15,8 @@ from sam_jax.training.config import (
     Stage,
     TextConfig,
 )
+from tests.small import CONFIG as SMALL_FILE
+from tests.small import small_sam
 from tests.training.test_step import CONFIG, SMALL
 from train.advice import check, warnings
 from train.start import starting_point
@@ -125,21 +128,23 @@ def test_what_will_be_unlearned_is_said(params, changes, words):
     assert words in said
 
 
-def test_the_checkpoint_decides_the_sizes():
+def test_the_checkpoint_decides_the_sizes(tmp_path):
+    begun = tmp_path / "begun.safetensors"
+    save(small_sam(SMALL_FILE.replace(draw_boxes=True)), begun)
     model = SMALL.replace(dtype="bfloat16", drop_path=0.25, remat=True)
     config = dataclasses.replace(
-        CONFIG, model=model, init_from="tiny", stages=(Stage(9, 0, 2, 2), Stage(9, 256, 2, 2))
+        CONFIG, model=model, init_from=str(begun), stages=(Stage(9, 0, 2, 2), Stage(9, 256, 2, 2))
     )
     started, variables, _ = starting_point(config)
-    assert started.model.encoder_width == 192 and started.model.encoder_depth == 8
+    assert started.model.encoder_width == 32 and started.model.window_size == 3
     assert (started.model.dtype, started.model.drop_path, started.model.remat) == (
         "bfloat16",
         0.25,
         True,
     )
-    assert [stage.image_size for stage in started.stages] == [512, 256]
-    assert started.model.draw_boxes  # as the model does
-    assert variables["params"]["image_encoder"]["pos_embed"].shape == (1, 32, 32, 192)
+    assert [stage.image_size for stage in started.stages] == [64, 256]
+    assert started.model.draw_boxes  # as the model of the file does
+    assert variables["params"]["image_encoder"]["pos_embed"].shape == (1, 4, 4, 32)
     with pytest.raises(ValueError, match="structured_start: is about fresh weights"):
         starting_point(dataclasses.replace(config, structured_start=True))
     with pytest.raises(ValueError, match="stage 1 has an image_size of 250; .* patch size 16"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sam_jax.models.config import TINY, SamConfig
+from sam_jax.models.config import VIT_TI, SamConfig
 from sam_jax.models.image_encoder import Attention
 from sam_jax.models.sam import SamModel, init
 from sam_jax.training.scratch import frequency_patches, structured_start
@@ -90,7 +90,7 @@ def test_nothing_else_changes_and_the_model_runs(fresh):
 
 def test_the_attention_of_the_start_averages_neighbours():
     """With equal keys the first head's output is the neighbourhood's mean, not the window's."""
-    c = TINY
+    c = VIT_TI
     module = Attention(c, c.window_size)
     x = jnp.zeros((1, 8, 8, c.encoder_width)).at[0, 4, 4].set(1.0)
     params = module.init(jax.random.key(0), x)["params"]

@@ -62,10 +62,6 @@ def run(args: argparse.Namespace) -> None:
     from sam_jax.storage import replacing
 
     sam = load(args.model)
-    if args.precision == "int8" and sam.config.encoder != "vit":
-        raise ValueError(
-            "--precision: expected float32 or float16 for MobileSAM's encoder, got int8"
-        )
     how = {
         "image_size": checked_size(sam.config, args.image_size),
         "precision": args.precision,
