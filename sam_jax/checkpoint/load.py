@@ -71,8 +71,8 @@ def load(
         ~/.cache/sam_jax) and checked; or the path of a .pth, a .safetensors, an Orbax or a Hugging
         Face folder.
       dtype: what matrix products are computed in; by default what the file says, or float32.
-      encoder_weights: "int8" rounds the encoder's to a quarter of the memory; such a model can
-        neither be trained nor saved.
+      encoder_weights: "int8" rounds the encoder's to a quarter or third of the memory; such a model
+        can neither be trained nor saved.
       config: what the file must hold, where it isn't to be asked; for paths only.
 
     Returns:
