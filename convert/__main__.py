@@ -107,16 +107,23 @@ def verify(sam, path: Path, half: bool = False, int8: bool = False) -> None:
     back = files.read(path)
     flat = {name: np.asarray(array) for name, array in names.flatten(sam.params).items()}
     want, got = widened(as_stored(flat, half, int8)), names.flatten(back.variables)
+    if sam.text is not None:
+        tower = as_stored(sam.text.bundle().tensors, half or int8)
+        read = back.text_tower.tensors if back.text_tower else {}
+        want |= {f"{files.TEXT_TOWER}/{name}": array for name, array in tower.items()}
+        got |= {f"{files.TEXT_TOWER}/{name}": array for name, array in read.items()}
     differing = [
         name
         for name, array in want.items()
-        if name not in got or array.astype(np.float32).tobytes() != np.asarray(got[name]).tobytes()
+        if name not in got
+        or array.astype(np.float32).tobytes() != np.asarray(got[name], np.float32).tobytes()
     ]
     if differing or want.keys() != got.keys():
         raise ValueError(f"{path}: {len(differing)} tensors differ from the source: {differing}")
     rounding = "eight bits" if int8 else "float16"
     what = f"the source rounded to {rounding}" if half or int8 else "the source"
-    print(f"verified: {len(want)} tensors are those of {what}, bit for bit")
+    with_tower = "" if sam.text is None else f", {len(tower)} of them the text tower's"
+    print(f"verified: {len(want)} tensors are those of {what}, bit for bit{with_tower}")
     if back.config.decoder_heads != sam.config.decoder_heads:
         print(
             f"note: this format doesn't say how many heads the decoder has; {path} is taken for "

@@ -1,12 +1,13 @@
 """`python -m convert`: what it prints, verifies and refuses."""
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
 
 import pytest
 
-from convert.__main__ import main
+from convert.__main__ import main, verify
 from convert.report import part_table, tensor_table
 from sam_jax.checkpoint import load as loading
 from sam_jax.checkpoint.load import load, save
@@ -14,6 +15,7 @@ from sam_jax.checkpoint.names import flatten, own_shapes, to_torch
 from sam_jax.checkpoint.pth import write_pth
 from sam_jax.models.config import VIT_B
 from tests.checkpoint.common import ODD, assert_same_bits, random_sam
+from tests.clips import SMALL, random_clip, random_params
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,25 @@ def test_eight_bits_are_verified_too(tmp_path, capsys):
     assert "largest difference 0\n" not in out
     with pytest.raises(SystemExit, match="2"):
         main([*names, "--int8", "--half"])
+
+
+@pytest.mark.parametrize(
+    "name, options", [("b.safetensors", ()), ("b.safetensors", ("--int8",)), ("b", ())]
+)
+def test_a_text_tower_is_verified_too(tmp_path, capsys, name, options):
+    sam = random_sam(ODD.replace(text_width=SMALL.embed_dim))
+    sam = dataclasses.replace(sam, text=random_clip())
+    save(sam, tmp_path / "a.safetensors")
+    names = [str(tmp_path / "a.safetensors"), str(tmp_path / name)]
+    assert main([*names, "--verify", *options]) == 0
+    arrays = len(sam.text.bundle().tensors)
+    assert f"bit for bit, {arrays} of them the text tower's" in capsys.readouterr().out
+    other = random_clip()._replace(params=random_params(seed=1))
+    with pytest.raises(ValueError, match=f"{arrays} tensors differ .*text_tower/"):
+        verify(dataclasses.replace(sam, text=other), tmp_path / name, int8="--int8" in options)
+    save(dataclasses.replace(sam, text=None), tmp_path / "c.safetensors")
+    with pytest.raises(ValueError, match=f"{arrays} tensors differ .*text_tower/"):
+        verify(sam, tmp_path / "c.safetensors")
 
 
 def test_a_size_that_a_pth_cannot_say_is_pointed_out(tmp_path, capsys):
