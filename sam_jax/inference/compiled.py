@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ DECODER_ON_CPU = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_I
 """XLA puts what surrounds a product into one kernel with it, in which narrow products are slower
 than by themselves: by 5% for float32 points and 12% for bfloat16 ones, two cores with AVX2."""
 
+STREAMS = 4
+"""Calls of a decoder that a CPU works on at a time: the small steps of one leave cores idle."""
+
 KEPT_PARTS = 4
 """Images whose `image_parts` a model remembers: 14 MB each at the released sizes."""
 
@@ -57,6 +61,8 @@ _signatures: dict[Any, int] = {}
 """A number for each config with the shapes and places of its arrays: hashing those takes longer
 than looking a program up may."""
 _lock = threading.Lock()
+_threads = ThreadPoolExecutor(STREAMS, thread_name_prefix="sam_jax_decoder")
+"""On a CPU, JAX computes one thread's calls one after the other and those of several at a time."""
 
 
 def use_compilation_cache() -> Path | None:
@@ -185,17 +191,16 @@ class CompiledModel:
             prompt_slots = prompt_slots_of(features)
         slots = bucket(prompts.labels.shape[2], point_slots)
         parts = self.image_parts(features) if prompts.masks is None else None
-        logits, scores = [], []
+        calls = []
         for start in range(0, count, prompt_slots[-1]):
             part = jax.tree.map(lambda x, s=start: x[:, s : s + prompt_slots[-1]], prompts)
             size = part.labels.shape[1]
             part = _fill(part, bucket(size, prompt_slots), slots)
-            result = self._run("decode", _decode, features, part, parts)
-            for chunks, x in zip((logits, scores), result, strict=True):
-                chunks.append(np.asarray(x)[0, :size])
-        if len(logits) == 1:
-            return logits[0], scores[0]
-        return np.concatenate(logits), np.concatenate(scores)
+            calls.append((self._call("decode", _decode, features, part, parts), size))
+        results = self._several(
+            lambda call: [np.asarray(x)[0, : call[1]] for x in call[0]()], calls
+        )
+        return tuple(x[0] if len(x) == 1 else np.concatenate(x) for x in zip(*results, strict=True))
 
     def decode_points(
         self, features: jax.Array, points: np.ndarray, at_once: int, least: float = -np.inf
@@ -220,7 +225,18 @@ class CompiledModel:
         parts = self.image_parts(features)
         # One for each image: where devices share them out, every argument is split.
         limits = np.full(len(points), least, np.float32) if self.on_cpu else None
-        return self._run(f"points {chunk}", program, features, points, parts, limits)
+        count = points.shape[1]
+        share = bucket(-(-count // STREAMS), POINTS_CPU) if self.on_cpu else count
+        calls = [
+            self._call(
+                f"points {chunk}", program, features, points[:, i : i + share], parts, limits
+            )
+            for i in range(0, count, share)
+        ]
+        results = self._several(lambda call: call(), calls)
+        return tuple(
+            x[0] if len(x) == 1 else jnp.concatenate(x, 1) for x in zip(*results, strict=True)
+        )
 
     def image_parts(self, features: jax.Array) -> ImageParts:
         """What the decoder makes of embeddings before any prompt; kept for the last few of them."""
@@ -245,7 +261,15 @@ class CompiledModel:
             signature = (self.config, structure, shapes)
             return variables, _signatures.setdefault(signature, len(_signatures))
 
+    def _several(self, result: Callable, calls: Sequence) -> Iterable:
+        """The result of each call: several at a time on a CPU."""
+        return (_threads.map if self.on_cpu and len(calls) > 1 else map)(result, calls)
+
     def _run(self, name: str, function: Callable, *args):
+        return self._call(name, function, *args)()
+
+    def _call(self, name: str, function: Callable, *args) -> Callable[[], Any]:
+        """A call that is still to be made, of a program that is compiled where need be."""
         encodes = function is _encode
         variables, signature = self._encoder if encodes else self._decoder
         leaves, structure = jax.tree.flatten(args)
@@ -261,7 +285,7 @@ class CompiledModel:
                     program = jax.jit(program)
                     _executables[key] = compile_ahead(program, variables, *args, options=options)
                 program = _executables[key]
-        return program(variables, *args)
+        return functools.partial(program, variables, *args)
 
     def _shared_out(self, program: Callable, count: int) -> Callable:
         """A program of (variables, `count` arguments) in which each device does its share."""

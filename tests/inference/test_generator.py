@@ -177,6 +177,16 @@ def test_grids_without_points_and_one_point_at_a_time(predictor):
     assert len(one_by_one) == 48
 
 
+def test_points_that_are_decoded_at_the_same_time_keep_their_places(predictor):
+    model, features = predictor.compiled, predictor.embed(photo((50, 81))).features
+    points = np.random.default_rng(0).uniform(0, 60, (1, 64, 2))
+    together = model.decode_points(features, points, 1)
+    parts = [model.decode_points(features, points[:, i : i + 4], 1) for i in range(0, 64, 4)]
+    for whole, part in zip(together, zip(*parts, strict=True), strict=True):
+        np.testing.assert_array_equal(whole, np.concatenate(part, 1))
+        assert len(np.unique(np.asarray(whole)[0].sum(-1))) >= 64
+
+
 def test_masks_of_points_without_a_likely_one_are_not_computed_on_a_cpu(predictor):
     model, features = predictor.compiled, predictor.embed(photo((50, 81))).features
     points = np.random.default_rng(0).uniform(0, 60, (1, 4, 2))
