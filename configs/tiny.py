@@ -6,8 +6,8 @@ The whole model goes on from MobileSAM (fetched once, 39 MB), with boxes drawn. 
 teacher too, shown the same pictures at twice the size: its embeddings, and its answers to the first
 prompts, are learned beside the true masks of photographs (see sam_jax/assets/TINY.md), composites
 of their objects, and procedural scenes. Later clicks, and finer edges, come in a second stage.
-10 s a step on two CPU cores, so 70 minutes. The bundled weights are of these stages, run one after
-the other; as one run it has been seen for a few steps only (the card says how they differ).
+8 to 10 s a step on two CPU cores, so 60 to 70 minutes. The bundled weights are of these stages, run
+one after the other; as one run it reproduces their scores within noise (the card has the numbers).
 """
 
 from sam_jax.models.config import TINY
