@@ -125,8 +125,9 @@ class MaskDecoder(nn.Module):
         x = gelu(self.upscale_norm(x)).reshape(b, n, d // 4, 4 * h * w)
         x = product(turned(self.upscale_conv2.weights(d // 4).kernel), x)
         x = x.reshape(b, n, 4, d // 8, 4 * h * w) + self.upscale_bias2[:, None]
-        # One product for all four would have them side by side, moved there as they are computed.
-        logits = jnp.stack([product(heads, gelu(x[:, :, i])) for i in range(4)], 2)
+        # XLA:CPU would make one product of all four, and move them side by side for it.
+        parts = [product(heads, gelu(part.squeeze(2))) for part in jnp.split(x, 4, 2)]
+        logits = jnp.stack(parts, 2)
         logits = logits.reshape(b, n, 2, 2, -1, 2, 2, h, w)
         logits = logits.transpose(0, 1, 4, 7, 5, 2, 8, 6, 3)
         return logits.reshape(b, n, -1, 4 * h, 4 * w)
