@@ -7,7 +7,8 @@ teacher too, shown the same pictures at twice the size: its embeddings, and its 
 prompts, are learned beside the true masks of photographs (see sam_jax/assets/TINY.md), composites
 of their objects, and procedural scenes. Later clicks, and finer edges, come in a second stage.
 8 to 10 s a step on two CPU cores, so 60 to 70 minutes. The bundled weights are of these stages, run
-one after the other; as one run it reproduces their scores to 0.014 at one click and from a box (see the card).
+one after the other; as one run it reproduces their scores to 0.014 at one click and from a box (see
+the card).
 """
 
 from sam_jax.models.config import TINY
