@@ -240,7 +240,9 @@ class Watch:
                 f"crop, {c.too_large} too large, {duplicates} duplicates"
             )
         else:
-            lines.append("nothing was left to do" if not self.skipped else "no masks")
+            left = self.total - self.before - len(self.skipped)
+            done = "no masks" if self.skipped else "nothing was left to do"
+            lines.append("no photo was finished" if left else done)
         if self.skipped:
             lines.append(f"{len(self.skipped)} skipped, listed in {skipped_file}")
         return "\n".join(lines)

@@ -128,6 +128,23 @@ def test_stopped_anywhere_it_ends_with_the_same_files(photos, tmp_path, model, m
         assert tree(broken) == tree(whole)
 
 
+@pytest.mark.parametrize(
+    "before, skipped, said",
+    [
+        (0, 0, "no photo was finished"),
+        (2, 0, "no photo was finished"),
+        (1, 2, "no masks\n2 skipped, listed in skipped.txt"),
+        (3, 0, "nothing was left to do"),
+    ],
+)
+def test_what_is_said_where_no_photo_was_done(before, skipped, said):
+    watch = generate.Watch(3, before)
+    for i in range(skipped):
+        watch.skip(f"{i}.jpg", "is damaged")
+    assert watch.summary("skipped.txt") == said
+    watch.close()
+
+
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools
 def test_coco_and_shards(photos, tmp_path, model):
     from pycocotools.coco import COCO
