@@ -29,6 +29,7 @@ from sam_jax.models.prompt_encoder import (
     Prompts,
     draw_boxes,
 )
+from sam_jax.models.quantise import round_encoder
 from sam_jax.models.sam import SamModel, normalise
 from sam_jax.models.transformer import ImageParts
 from sam_jax.storage import cache_folder
@@ -145,7 +146,7 @@ class CompiledModel:
         self.variables = jax.device_put(variables, where)
         self.on_cpu = next(iter(jax.tree.leaves(self.variables)[0].devices())).platform == "cpu"
         decoder = dict(self.variables["params"])
-        encoder = {"image_encoder": decoder.pop("image_encoder")}
+        encoder = {"image_encoder": round_encoder(decoder.pop("image_encoder"), config.dtype)}
         self._encoder, self._decoder = map(self._half, (encoder, decoder))
         self._parts: list[tuple[jax.Array, ImageParts]] = []
 

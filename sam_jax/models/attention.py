@@ -18,13 +18,13 @@ from sam_jax.models import (
     attention_tpu,
     attention_windows_gpu,
 )
+from sam_jax.models.platforms import is_portable
 from sam_jax.ops.resize import resize_axis
 
 FOLD_LIMIT = 1024
 """Up to so many tokens `WINDOWS` says which form is taken, beyond it `WHOLE_MAPS`."""
 
 _mesh: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
-_portable: ContextVar[bool] = ContextVar("portable", default=False)
 
 
 def offset_table(table: jax.Array, size: int) -> jax.Array:
@@ -59,19 +59,9 @@ def rel_pos_attention(
     forms = {name: functools.partial(form, precision=precision) for name, form in forms.items()}
     if not attention_gpu.serves(q):
         forms.pop("cuda")
-    if _portable.get():
+    if is_portable():
         return forms.get("cpu", forms["default"])(q, k, v, rel_h, rel_w)
     return jax.lax.platform_dependent(q, k, v, rel_h, rel_w, **forms)
-
-
-@contextlib.contextmanager
-def portable() -> Iterator[None]:
-    """While tracing a program for several platforms at once: the CPU's form, and no kernels."""
-    token = _portable.set(True)
-    try:
-        yield
-    finally:
-        _portable.reset(token)
 
 
 @contextlib.contextmanager

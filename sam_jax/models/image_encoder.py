@@ -12,8 +12,12 @@ from jax.ad_checkpoint import checkpoint_name
 
 from sam_jax.models.attention import rel_pos_attention
 from sam_jax.models.config import SamConfig
-from sam_jax.models.layers import ENCODER_EPS, dense, gelu, norm, precision
+from sam_jax.models.layers import ENCODER_EPS, dense, gelu, linear, norm, precision
+from sam_jax.models.platforms import in_parts
 from sam_jax.ops.resize import resize_hw
+
+TOKENS_AT_A_TIME = 512
+"""In an MLP on CPUs, so that what is between its layers stays in the caches."""
 
 
 def partition_windows(x: jax.Array, size: int) -> jax.Array:
@@ -94,9 +98,22 @@ class Block(nn.Module):
         # of its readers (make_step in sam_jax.training.step).
         x = jax.lax.optimization_barrier(x + scaled(y, 0))
         y = norm(ENCODER_EPS, "norm2")(x).astype(c.dtype)
-        y = gelu(kept(dense(c, int(c.encoder_width * c.encoder_mlp_ratio), "lin1")(y)))
-        x = x + scaled(dense(c, c.encoder_width, "lin2")(y), 1)
-        return jax.lax.optimization_barrier(x)
+        return jax.lax.optimization_barrier(x + scaled(self._mlp(y), 1))
+
+    def _mlp(self, x: jax.Array) -> jax.Array:
+        c = self.config
+        hidden = int(c.encoder_width * c.encoder_mlp_ratio)
+        weights = (
+            dense(c, hidden, "lin1").weights(c.encoder_width),
+            dense(c, c.encoder_width, "lin2").weights(hidden),
+        )
+
+        def mlp(x, weights, settled):
+            y = gelu(kept(linear(x, weights[0], c.dtype).astype(c.dtype)))
+            return linear(settled(y), weights[1], c.dtype).astype(c.dtype)
+
+        tokens = x.reshape(-1, c.encoder_width)
+        return in_parts(mlp, tokens, weights, TOKENS_AT_A_TIME).reshape(x.shape)
 
 
 def neck(c: SamConfig, x: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 import sam_jax
 from sam_jax.checkpoint.load import save
 from sam_jax.evaluation.models import open_model
+from sam_jax.inference.compiled import _encode
 from sam_jax.inference.predictor import Predictor
 from sam_jax.models.quantise import is_quantised, quantise_encoder
 from tests.benchmarks.options import photo_of
@@ -96,3 +98,16 @@ def test_evaluation_opens_it_by_a_suffix():
     predictor, about = open_model("tiny@int8")
     assert is_quantised(predictor.compiled.variables) and about["model"] == "tiny@int8"
     assert about["weights"] != open_model("tiny")[1]["weights"]
+
+
+def test_a_model_in_bfloat16_rounds_its_kernels_once(path):
+    sam = sam_jax.load(path)
+    sam = dataclasses.replace(sam, config=sam.config.replace(dtype="bfloat16"))
+    compiled = Predictor(sam, cache=False).compiled
+    held = compiled._encoder[0]["params"]["image_encoder"]["stage_2"]["block_3"]
+    assert held["attn"]["qkv"]["kernel"].dtype == jnp.bfloat16
+    assert held["local"]["kernel"].dtype == held["lin1"]["bias"].dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(compiled.variables)} == {jnp.dtype("float32")}
+    photo = photo_of((512, 512))[None], np.array([[512, 512]], np.int32)
+    expected = jax.jit(functools.partial(_encode, sam.config))(sam.params, *photo)
+    np.testing.assert_array_equal(compiled.encode(*photo), expected)

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sam_jax.inference.export.programs import Precision
 from sam_jax.inference.export.signatures import Signature, closed, signatures
-from sam_jax.models.attention import portable
+from sam_jax.models.platforms import portable
 from sam_jax.models.quantise import quantise_encoder
 
 SLOTS = 11

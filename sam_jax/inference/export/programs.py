@@ -22,8 +22,8 @@ import sam_jax
 from sam_jax.checkpoint.names import flatten, unflatten
 from sam_jax.inference.compiled import DECODER_ON_CPU, POINT_SLOTS, PROMPT_SLOTS, PROMPT_SLOTS_CPU
 from sam_jax.inference.export.signatures import Signature, signatures
-from sam_jax.models.attention import portable
 from sam_jax.models.config import SamConfig
+from sam_jax.models.platforms import portable
 from sam_jax.models.prompt_encoder import DRAWN_LIMIT, DRAWN_SLOPE
 from sam_jax.models.quantise import quantise_encoder
 from sam_jax.models.sam import PIXEL_MEAN, PIXEL_STD
