@@ -51,23 +51,27 @@ def masks_of(sam, records) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.shared
-@pytest.mark.parametrize("name", PRECISIONS)
-def test_masks_are_those_of_float32(name, tmp_path):
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """Photographs, the bundled model's file as if it had not been rounded, and its masks."""
     records = []
     for folder in sorted((SHARED / "val").iterdir()):
         if folder.is_dir():
             source = open_source(str(folder))
             records += [source[i] for i in range(0, len(source), max(1, len(source) // 6))][:6]
     # The bundled encoder is of eight bits already.
-    tiny = sam_jax.load("tiny")
-    sam_jax.save(
-        dataclasses.replace(tiny, params=unrounded(tiny.params)), tmp_path / "m.safetensors"
-    )
-    exact = masks_of(sam_jax.load(tmp_path / "m.safetensors"), records)
-    ours = masks_of(sam_jax.load(tmp_path / "m.safetensors", **PRECISIONS[name]), records)
+    tiny, path = sam_jax.load("tiny"), tmp_path_factory.mktemp("exact") / "m.safetensors"
+    sam_jax.save(dataclasses.replace(tiny, params=unrounded(tiny.params)), path)
+    return records, path, masks_of(sam_jax.load(path), records)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_masks_are_those_of_float32(name, exact):
+    records, path, expected = exact
+    ours = masks_of(sam_jax.load(path, **PRECISIONS[name]), records)
     ious = []
-    for a, b in zip(ours, exact, strict=True):
+    for a, b in zip(ours, expected, strict=True):
         both, either = (x.sum((-2, -1)) for x in (a & b, a | b))
         ious.append((np.where(either, both, 1) / np.where(either, either, 1)).ravel())
     ious = np.concatenate(ious)

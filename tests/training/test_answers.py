@@ -20,6 +20,9 @@ from tests.training.test_step import CONFIG, SMALL, STAGE, make_batch
 from tests.training.test_teacher import ANSWERED, KEY, taught_by, twice
 from train.compile_check import batch_shapes
 
+FIRST = dataclasses.replace(STAGE, corrective_clicks=0, mask_only_rounds=0)
+"""Answers are to first prompts: what follows would only take longer to compile."""
+
 
 @pytest.fixture(scope="module")
 def variables():
@@ -91,7 +94,7 @@ def test_answers_are_alike_on_devices_and_add_up_in_parts(variables, teacher_fil
         np.testing.assert_allclose(spread[name], one[name], atol=1e-4)
     parted = taught_by(teacher_file, parts=2, loss=ANSWERED)(batch, KEY)
     optimizer = make_optimizer(CONFIG.optim, SMALL, 100)
-    stage, found = dataclasses.replace(STAGE, batch_size=4), []
+    stage, found = dataclasses.replace(FIRST, batch_size=4), []
     for parts in (1, 2):
         config = dataclasses.replace(
             CONFIG, loss=ANSWERED, devices=dataclasses.replace(CONFIG.devices, accumulate=parts)
@@ -108,13 +111,13 @@ def test_answers_count_beside_the_masks_and_are_learned(variables, teacher_file)
 
     def loss(config):
         arguments = variables["params"], variables["buffers"], batch, jax.random.key(2)
-        return jax.jit(lambda *a: batch_loss(*a, SamModel(SMALL), config, STAGE))(*arguments)
+        return jax.jit(lambda *a: batch_loss(*a, SamModel(SMALL), config, FIRST))(*arguments)
 
     (whole, metrics), (masks, _) = loss(both), loss(dataclasses.replace(both, loss=LossConfig()))
     assert float(whole) == pytest.approx(float(masks + 0.5 * metrics["answers"]), rel=1e-5)
     heavy = dataclasses.replace(CONFIG, loss=LossConfig(answers_weight=20.0))
     optimizer = make_optimizer(heavy.optim, SMALL, 100)
-    step = make_step(heavy, STAGE, optimizer)
+    step = make_step(heavy, FIRST, optimizer)
     state, missed = init_state(jax.tree.map(jnp.copy, variables), optimizer, True), []
     for _ in range(12):
         state, metrics = step(state, batch, jax.random.key(1))
