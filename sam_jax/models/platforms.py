@@ -41,8 +41,11 @@ def in_parts(f: Callable, x: jax.Array, weights, most: int) -> jax.Array:
       most: rows of a part; where L has no divisor from a quarter of that on, there are no parts.
     """
     whole = functools.partial(f, settled=lambda x: x)
-    part = _divisor(len(x), most)
-    if is_portable() or part == len(x) or 4 * part < most:
+    length = x.shape[0]
+    if is_portable() or not isinstance(length, int):  # symbolic in `jax.export`
+        return whole(x, weights)
+    part = _divisor(length, most)
+    if part == length or 4 * part < most:
         return whole(x, weights)
 
     def parts(x, weights):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 from sam_jax.models.platforms import in_parts, portable
 
@@ -65,3 +66,12 @@ def test_a_program_for_several_platforms_has_no_parts(inputs):
 def test_other_platforms_take_it_whole(inputs):
     text = jax.jit(in_parts_of(20)).trace(*inputs).lower(lowering_platforms=("tpu",)).as_text()
     assert "stablehlo.while" not in text and "dot_general" in text
+
+
+def test_a_length_that_is_not_known_yet_is_whole(inputs):
+    x = jax.ShapeDtypeStruct(export.symbolic_shape("n, 8"), jnp.float32)
+    weights = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs[1])
+    program = export.export(jax.jit(in_parts_of(20)))(x, weights)
+    expected = layer(*inputs, settled=lambda x: x)
+    np.testing.assert_allclose(program.call(*inputs), expected, atol=2e-6)
+    assert "stablehlo.while" not in program.mlir_module()
