@@ -17,7 +17,7 @@ from sam_jax.models.platforms import in_parts
 from sam_jax.ops.resize import resize_hw
 
 TOKENS_AT_A_TIME = 512
-"""In an MLP on CPUs, so that what is between its layers stays in the caches."""
+"""In an MLP on CPUs: in ViT-B 6 MB of float32 lie between its layers then, not 50."""
 
 
 def partition_windows(x: jax.Array, size: int) -> jax.Array:

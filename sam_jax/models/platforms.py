@@ -14,7 +14,7 @@ _portable: ContextVar[bool] = ContextVar("portable", default=False)
 
 @contextlib.contextmanager
 def portable() -> Iterator[None]:
-    """While tracing a program for several platforms at once: no kernels, no choice by platform."""
+    """While tracing a program for several platforms at once: no kernels, one form for all."""
     token = _portable.set(True)
     try:
         yield
@@ -28,7 +28,7 @@ def is_portable() -> bool:
 
 
 def in_parts(f: Callable, x: jax.Array, weights, most: int) -> jax.Array:
-    """f(x, weights, settled), on CPUs for parts of x one after another, which their caches hold.
+    """f(x, weights, settled), on CPUs for parts of x one after another, with less between.
 
     With gradients, which take longer in parts, and on other platforms it is one call.
 
@@ -50,7 +50,7 @@ def in_parts(f: Callable, x: jax.Array, weights, most: int) -> jax.Array:
 
     def parts(x, weights):
         one = functools.partial(f, weights=weights, settled=jax.lax.optimization_barrier)
-        return jax.lax.map(lambda x: one(x), x.reshape(-1, part, *x.shape[1:])).reshape(x.shape)
+        return jax.lax.map(one, x.reshape(-1, part, *x.shape[1:])).reshape(x.shape)
 
     @jax.custom_vjp
     def call(x, weights):
